@@ -1,0 +1,138 @@
+"""From a declared handler to one that runs: its compiled form, its subscription, its worker."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from . import requests
+from .executors import Processes, Threads
+from .inject import Function, Plan, Recipe, Values, caller, invoker, plan
+from .kernel.bus import Bus
+from .kernel.codec import Decode, decoder
+from .kernel.handler import Executor, Handler, Middleware, Origin, batch, emitter, full, lean, wrapped
+from .kernel.outcome import Backoff, Breaker
+from .kernel.settling import Policy
+from .kernel.topics import TICK, token
+from .kernel.transport import Subscription
+from .kernel.worker import Work, Worker
+from .router import Registration
+
+LOOP, THREADS = 16, 8  # concurrency, unless given
+
+
+class Defaults(Struct, frozen=True, kw_only=True):
+    """What an app gives to all its handlers."""
+
+    app: str
+    backoff: Backoff
+    breaker: Breaker | None
+    grace: float
+    middleware: tuple[Middleware, ...]
+    provided: Mapping[type, Any]
+    overrides: Mapping[Function, Function]
+
+
+class Assembly:
+    """One handler of an open app."""
+
+    def __init__(self, registration: Registration, group: str, bus: Bus, defaults: Defaults) -> None:
+        self.registration, self.group, self.bus, self.defaults = registration, group, bus, defaults
+        self.executor: Executor | None = None
+        r = registration
+        self.origin = Origin(
+            name=r.fn.__qualname__, where=r.where, source=defaults.app, group="" if r.live else group, to=r.to
+        )
+        self.plan = self._plan()
+
+    def _plan(self) -> Plan:
+        r, defaults = self.registration, self.defaults
+        return plan(
+            r.fn,
+            template=r.template,
+            type=r.type,
+            batch=r.batch > 0,
+            payload=r.role != "tick",
+            provided=defaults.provided if r.run != "process" else {},
+            overrides=defaults.overrides,
+        )
+
+    @property
+    def decode(self) -> Decode:
+        if self.plan.takes == "nothing":
+            return lambda body, content_type: None
+        return decoder(self.plan.type, lax=self.registration.lax)
+
+    @property
+    def concurrency(self) -> int:
+        default = {"loop": LOOP, "thread": THREADS, "process": os.cpu_count() or 1}
+        return self.registration.concurrency or default[self.registration.run]
+
+    def handler(self, values: Values) -> Handler:
+        """Its compiled form, with its executor started if it has one."""
+        r, plan_, now = self.registration, self.plan, self.bus.clock.now
+        emit = emitter(self.origin, now)
+        if r.run != "loop":
+            made = self._executed(values)
+        elif r.role == "answer":
+            made = Handler(one=requests.answer(r.fn, plan_, self.decode, values, self.bus, self.origin.source))
+        elif r.batch:
+            many = batch(r.fn, self.decode, emit, whole=plan_.takes == "message")
+            made = Handler(many=many, limit=lambda: r.batch, batch=True)
+        elif plan_.plain and inspect.iscoroutinefunction(r.fn):
+            made = Handler(one=lean(r.fn, self.decode, emit))
+        else:
+            made = Handler(one=full(invoker(r.fn, plan_, self.decode, values), emit))
+        return wrapped(made, (*self.defaults.middleware, *r.middleware), self.origin)
+
+    def _executed(self, values: Values) -> Handler:
+        r, answers = self.registration, self.registration.role == "answer"
+        emits = requests.reply_emitter if answers else emitter
+        if r.run == "process":
+            recipe = Recipe(
+                fn=r.fn,
+                template=r.template,
+                type=r.type,
+                lax=r.lax,
+                origin=self.origin,
+                emitter=emits,
+                overrides=dict(self.defaults.overrides),
+            )
+            self.executor = executor = Processes(recipe, self.concurrency, r.timeout)
+        else:
+            call = caller(r.fn, self.plan, self.decode, emits(self.origin, self.bus.clock.now), values)
+            self.executor = executor = Threads(call, self.concurrency, self.group)
+        many = requests.answering(executor, self.bus, self.origin.source) if answers else executor
+        return Handler(many=many, limit=executor.limit, cancellable=False)
+
+    async def worker(self, values: Values) -> Worker:
+        """Its subscription at the bus, and the worker that works it, not yet running."""
+        r, defaults = self.registration, self.defaults
+        once = r.live or r.role == "answer"
+        pattern = TICK + self.group if r.role == "tick" else r.pattern
+        subscription = Subscription(
+            app=defaults.app,
+            pattern=pattern,
+            group=None if r.live else self.group,
+            start=r.start,
+            ordered=r.ordered,
+            concurrency=self.concurrency,
+            timeout=r.timeout,
+        )
+        backoff = Backoff(attempts=1) if once else r.backoff or defaults.backoff
+        policy = Policy(group=self.group, ordered=r.ordered, once=once, backoff=backoff)
+        concurrency = 1 if r.role == "tick" else self.concurrency
+        work = Work(policy=policy, concurrency=concurrency, within=r.within, timeout=r.timeout, grace=defaults.grace)
+        breaker = defaults.breaker if r.breaker == "default" else r.breaker
+        fresh = None if breaker is None or once else replace(breaker, buckets=[])
+        return await self.bus.subscribe(subscription, self.handler(values), work, fresh, r.where)
+
+
+def group_of(registration: Registration, app: str) -> str:
+    """The name of a handler's durable subscription."""
+    return registration.group or f"{app}.{token(registration.fn.__name__)}"

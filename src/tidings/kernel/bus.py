@@ -1,0 +1,118 @@
+"""One open bus: found by its URL, asked only for what it can do, and the subscriptions that live on it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from typing import Any, NoReturn
+
+from .chunks import ChunkWorker
+from .clock import SYSTEM, Clock, current_clock
+from .errors import InvalidURL, MissingExtra, NotOpen, PublishFailed, TidingsError, TooLarge, Unsupported, nearest
+from .handler import Handler
+from .message import Message
+from .outcome import Breaker
+from .topics import is_pattern
+from .transport import Capabilities, Event, Failure, Options, Subscription, Transport
+from .worker import Share, Work, Worker
+
+log = logging.getLogger("tidings")
+
+MARGIN = 16 * 1024  # bytes kept free of every body, for a dead letter's context
+
+
+def options_for(url: str) -> Options:
+    """The options of the transport that knows this URL's scheme (entry points ``tidings.transports``).
+
+    Raises ``InvalidURL``; ``MissingExtra`` when the transport's client is not installed.
+    """
+    scheme, separator, _ = url.partition("://")
+    known = {point.name: point for point in entry_points(group="tidings.transports")}
+    if not separator:
+        why, mend = "a bus is named by a URL", f"write 'sqlite:///{url}' for a file, or 'memory://'"
+        raise InvalidURL(f"{url!r} is no bus URL", why=why, mend=mend)
+    if scheme not in known:
+        why = f"installed are {', '.join(sorted(known))}"
+        raise InvalidURL(f"no transport knows {scheme}://", why=why, mend=nearest(scheme, known) or "install its extra")
+    try:
+        kind = known[scheme].load()
+    except ImportError as error:
+        mend = f"pip install 'tidings[{scheme}]'"
+        raise MissingExtra(f"{scheme}:// needs a package that is not installed", why=str(error), mend=mend) from error
+    options: Options = kind.from_url(url)
+    return options
+
+
+class Bus:
+    """A transport, open or not yet, and what the kernel adds: refusals with reasons, and workers."""
+
+    def __init__(self, name: str, options: Options, tell: Callable[[Event], None]) -> None:
+        self.name, self.options, self.tell = name, options, tell
+        self.transport: Transport = options.transport()
+        self.clock: Clock = SYSTEM
+        self.share = Share()
+        self.opened = False
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.transport.capabilities
+
+    async def open(self) -> None:
+        self.clock = current_clock()
+        await self.transport.open(self.tell)
+        self.opened = True
+        self.limit = self.capabilities.max_payload - MARGIN
+
+    async def close(self) -> None:
+        if self.opened:
+            self.opened = False
+            await self.transport.close()
+
+    async def publish(self, messages: Sequence[Message[Any]]) -> None:
+        """Publish sealed messages; returns when the bus has accepted them all.
+
+        Raises ``TooLarge``, ``Unsupported`` or ``NotOpen`` before anything is sent; a single refused message's own
+        error, or ``PublishFailed``; ``BusError`` when the bus cannot.
+        """
+        if not self.opened:
+            raise NotOpen("the bus is not open", mend="use `async with app:` or `async with app.connect():`")
+        for message in messages:
+            if len(message.body) > self.limit:
+                what = f"a body of {len(message.body):,} bytes for {message.topic!r} is more than {self.limit:,}"
+                raise TooLarge(what, mend="publish a reference to it (EIP: Claim Check)")
+            if message.priority or message.deliver_at or message.expires_at:
+                self.require("priority", wanted=message.priority)
+                self.require("delay", wanted=message.deliver_at)
+                self.require("expiry", wanted=message.expires_at)
+        failures = await self.transport.publish(messages)
+        if failures:
+            self._raise(messages, failures)
+
+    def _raise(self, messages: Sequence[Message[Any]], failures: Sequence[Failure]) -> NoReturn:
+        if len(messages) == 1 and isinstance(failures[0].error, TidingsError):
+            raise failures[0].error
+        what, why = f"{len(failures)} of {len(messages)} messages were not accepted", str(failures[0].error)
+        error = PublishFailed(what, why=why, mend="publish the unknown ones again with the same id")
+        error.rejected = [f.index for f in failures if f.kind == "rejected"]
+        error.unknown = [f.index for f in failures if f.kind != "rejected"]
+        error.accepted = sorted(set(range(len(messages))).difference(error.rejected, error.unknown))
+        raise error
+
+    def require(self, feature: str, *, wanted: Any = True, where: str = "") -> None:
+        """Refuse what this transport cannot do; raises ``Unsupported``."""
+        if wanted and getattr(self.capabilities, feature) == "unavailable":
+            mend = "leave it out, or use a bus that can: see the table in docs/transports.md"
+            what = f"{type(self.options).__name__} has no {feature}"
+            raise Unsupported(what, why="nothing is silently degraded", mend=mend, where=where)
+
+    async def subscribe(
+        self, subscription: Subscription, handler: Handler, work: Work, breaker: Breaker | None, where: str
+    ) -> Worker:
+        """A worker for a subscription, not yet running. Raises ``Unsupported`` naming the line of the handler."""
+        self.require("ordered", wanted=subscription.ordered, where=where)
+        self.require("start", wanted=subscription.start is not None, where=where)
+        self.require("wildcards", wanted=is_pattern(subscription.pattern), where=where)
+        consumer = await self.transport.subscribe(subscription)
+        kind = Worker if handler.one is not None else ChunkWorker
+        return kind(consumer, handler, work, self.clock, self.share, breaker)

@@ -1,0 +1,184 @@
+"""Bytes to payloads and back, chosen once per type.
+
+JSON unless the payload is ``bytes`` or ``str``; the content type travels with the message. Decoding is strict (``"1"`` is
+no int) unless the topic says ``lax``. Types are walked when a topic is registered, so that a type nobody can decode is
+refused then and not at the first message.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from math import isfinite
+from typing import Any, Union, get_args, get_origin
+
+import msgspec
+from msgspec import UNSET
+
+from .errors import InvalidHandler, InvalidOption, PayloadRefused, Undecodable
+from .message import BINARY, JSON, TEXT, Message, new_id
+
+Decode = Callable[[bytes, str], Any]
+
+
+def _foreign(data: Any) -> Any:
+    """What msgspec does not know: pydantic models."""
+    if _is_pydantic(type(data)):
+        return data.model_dump(mode="json", by_alias=True)
+    raise TypeError(f"{type(data).__name__} is no msgspec Struct, dataclass, TypedDict, pydantic model or JSON value")
+
+
+_json = msgspec.json.Encoder(enc_hook=_foreign)
+_json_text = msgspec.json.Decoder(str).decode
+
+
+def encode(data: Any) -> tuple[bytes, str]:
+    """A payload's body and content type. Raises ``PayloadRefused`` for what has no faithful form."""
+    if isinstance(data, bytes | bytearray | memoryview):
+        return bytes(data), BINARY
+    try:
+        if isinstance(data, str):
+            return data.encode(), TEXT
+        body = data.model_dump_json(by_alias=True).encode() if _is_pydantic(type(data)) else _json.encode(data)
+        # JSON has no NaN or infinity: encoders write null, which another reader would take for nothing
+        finite = b"null" not in body or _finite(msgspec.to_builtins(data, str_keys=True, enc_hook=_foreign))
+    except UnicodeEncodeError as error:
+        mend = "text.encode(errors='replace').decode()"
+        raise PayloadRefused("the payload has a lone surrogate", why=str(error), mend=mend) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise PayloadRefused(f"a {type(data).__name__} cannot be published", why=str(error)) from None
+    if not finite:
+        raise PayloadRefused("the payload has a NaN or an infinity", why="JSON has no such number", mend="publish None")
+    return body, JSON
+
+
+def _finite(data: Any) -> bool:
+    if isinstance(data, dict):
+        return all(map(_finite, data.values()))
+    return all(map(_finite, data)) if isinstance(data, list | tuple) else not isinstance(data, float) or isfinite(data)
+
+
+def seal(
+    draft: Message[Any], *, now: float, source: str, id: str = "", parent: Message[Any] | None = None
+) -> Message[Any]:
+    """A draft as transports see it: encoded, with an id and times. ``parent`` is what caused it.
+
+    Raises ``PayloadRefused``; ``InvalidOption`` for a message that would expire before it is due.
+    """
+    body, content_type = (draft.body, draft.content_type) if draft.data is UNSET else encode(draft.data)
+    deliver_at = draft.deliver_at if draft.delay is None else now + draft.delay
+    expires_at = draft.expires_at if draft.expires is None else now + draft.expires
+    if deliver_at is not None and expires_at is not None and deliver_at >= expires_at:
+        raise InvalidOption("a message would expire before it is due", mend="let `expires` be longer than `delay`")
+    correlation = draft.correlation_id
+    if parent is not None and correlation is None:
+        correlation = parent.correlation_id or parent.id
+    return Message(
+        draft.topic,
+        UNSET,
+        body,
+        draft.id or id or new_id(),
+        draft.key,
+        draft.time or now,
+        draft.type,
+        draft.source or source,
+        content_type,
+        draft.headers,
+        draft.priority,
+        deliver_at,
+        expires_at,
+        draft.reply_to,
+        correlation,
+        draft.causation_id if parent is None else parent.id,
+        draft.address,
+    )
+
+
+def decoder(type: Any, *, lax: bool = False) -> Decode:
+    """A function from (body, content type) to a payload of ``type``; it raises ``Undecodable``.
+
+    Raises ``InvalidHandler`` for a type that cannot be decoded.
+    """
+    try:
+        return _decoder(type, lax)
+    except TypeError as error:  # unhashable, or unknown to msgspec and pydantic
+        raise _undecodable_type(type, str(error)) from None
+
+
+@lru_cache(1024)
+def _decoder(type: Any, lax: bool) -> Decode:
+    members = set(get_args(type)) if get_origin(type) in (Union, types.UnionType) else {type}
+    takes_text, takes_bytes, takes_none = (bool(members & {kind, Any, object}) for kind in (str, bytes, types.NoneType))
+    from_json = _from_json(type, lax) if members - {bytes, str, types.NoneType} or members == {types.NoneType} else None
+    name = getattr(type, "__name__", str(type))
+
+    def decode(body: bytes, content_type: str) -> Any:
+        if content_type == JSON and from_json is not None and body:
+            return read(from_json, body)
+        kind = content_type.partition(";")[0].strip().lower()
+        if not body and takes_none:
+            return None
+        if body and from_json is not None and (kind in ("", JSON, "text/json") or kind.endswith("+json")):
+            return read(from_json, body)
+        if takes_text and (kind.startswith("text/") or (not takes_bytes and from_json is None)):
+            return read(_json_text if kind == JSON else bytes.decode, body)
+        if takes_bytes:
+            return body
+        if not body:
+            raise Undecodable(f"the body is empty, which no {name} is", mend=f"send JSON, or take {name} | None")
+        mend = "send application/json, or take bytes and decode them in the handler"
+        raise Undecodable(f"content type {content_type!r} cannot be read as {name}", mend=mend)
+
+    def read(convert: Callable[[bytes], Any], body: bytes) -> Any:
+        try:
+            return convert(body)
+        except Exception as error:
+            raise Undecodable(f"the body is no {name}", why=str(error), mend="mend the sender") from error
+
+    return (lambda body, _: body) if type is bytes else decode
+
+
+def _from_json(type: Any, lax: bool) -> Callable[[bytes], Any]:
+    if any(isinstance(member, _Type) and _is_pydantic(member) for member in _walk(type)):
+        from pydantic import TypeAdapter
+
+        validate = TypeAdapter(type).validate_json
+        return lambda body: validate(body, strict=not lax)
+    _refuse_unknown(type)
+    return msgspec.json.Decoder(type, strict=not lax).decode
+
+
+_Type = type
+
+
+def _walk(type: Any) -> Iterator[Any]:
+    yield type
+    for inner in get_args(type):
+        yield from _walk(inner)
+
+
+def _refuse_unknown(type: Any) -> None:
+    """msgspec builds a decoder for any class and fails at the first message: find those now."""
+    from msgspec import inspect
+
+    nodes: list[Any] = [inspect.type_info(type)]
+    seen: set[int] = set()
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, inspect.CustomType):
+            raise _undecodable_type(node.cls, "nothing says how to read it from JSON")
+        if isinstance(node, tuple):
+            nodes += node
+        elif isinstance(node, inspect.Type | inspect.Field) and id(node) not in seen:
+            seen.add(id(node))
+            nodes += (getattr(node, name) for name in node.__struct_fields__)
+
+
+def _undecodable_type(type: Any, why: str) -> InvalidHandler:
+    mend = "use a msgspec Struct, dataclass, TypedDict, pydantic model or JSON types"
+    return InvalidHandler(f"payloads cannot be {getattr(type, '__name__', type)}", why=why, mend=mend)
+
+
+def _is_pydantic(cls: _Type) -> bool:
+    return hasattr(cls, "__pydantic_core_schema__") or hasattr(cls, "__pydantic_validator__")

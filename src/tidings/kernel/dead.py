@@ -1,0 +1,53 @@
+"""Dead letters: messages that a group could not handle, with everything needed to mend and replay them.
+
+A dead letter keeps its message's id, topic, key and body; what happened is in headers. It lives at ``_dead.<group>``.
+"""
+
+from __future__ import annotations
+
+import socket
+import traceback
+from typing import Any
+
+from msgspec.structs import replace
+
+from .message import Message, with_headers
+from .topics import DEAD
+from .transport import Delivery
+
+TRACEBACK = 4096  # bytes kept of a traceback
+HOST = socket.gethostname()
+
+
+def dead_letter(
+    delivery: Delivery, group: str, reason: str, error: BaseException | None, now: float, failures: int
+) -> Message[Any]:
+    """The dead letter of a delivery to ``group``."""
+    message = delivery.message
+    told = {
+        "tdggroup": group,
+        "tdgreason": reason,
+        "tdgfailures": str(failures),
+        "tdgcrashes": str(delivery.crashes),
+        "tdgdeadat": f"{now:.3f}",
+        "tdghost": HOST,
+    }
+    if error is not None:
+        told["tdgerror"] = type(error).__qualname__
+        told["tdgdetail"] = _cut(str(error), 1024)
+        told["tdgtraceback"] = _cut("".join(traceback.format_exception(error)), TRACEBACK)
+    return replace(
+        message,
+        headers=with_headers(message.headers, told.items()),
+        address=DEAD + group,
+        deliver_at=None,
+        expires_at=None,
+        priority=0,
+        reply_to=None,
+    )
+
+
+def _cut(text: str, limit: int) -> str:
+    """The end of a text that is too long: of a traceback, the end says most."""
+    encoded = text.encode(errors="replace")
+    return encoded.decode() if len(encoded) <= limit else "…" + encoded[3 - limit :].decode(errors="ignore")

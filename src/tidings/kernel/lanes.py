@@ -1,0 +1,136 @@
+"""Key-ordered concurrency and waiting in place: a pure data structure.
+
+Of each key at most one delivery is ready, running or waiting; the others queue in its lane, in arrival order. A delivery
+without a key has no lane. The worker takes from ``ready``, and says ``done`` when the lane may move on.
+
+A suspect (its last holder died) goes to ``suspects`` instead of ``ready``: those run one at a time per process.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import heappop, heappush
+from itertools import chain, count
+
+from .transport import Delivery
+
+
+class Lanes:
+    """The deliveries in one worker's hands that have not started. No I/O, no clock."""
+
+    __slots__ = ("_busy", "_order", "_queued", "_waiting", "ready", "suspects")
+
+    def __init__(self) -> None:
+        self.ready: deque[Delivery] = deque()
+        self.suspects: deque[Delivery] = deque()
+        self._busy: dict[str, deque[Delivery] | None] = {}  # a key in someone's hands -> those behind it
+        self._waiting: list[tuple[float, int, Delivery]] = []
+        self._order = count().__next__
+        self._queued = 0  # behind others of their key
+
+    def add(self, deliveries: Iterable[Delivery]) -> None:
+        """Take what was received, in order."""
+        ready, busy = self.ready, self._busy
+        for delivery in deliveries:
+            key = delivery.message.key
+            if key is not None:
+                if key in busy:
+                    self._queued += 1
+                    queue = busy[key]
+                    if queue is None:
+                        busy[key] = deque((delivery,))
+                    else:
+                        queue.append(delivery)
+                    continue
+                busy[key] = None
+            if delivery.suspect:
+                self.suspects.append(delivery)
+            else:
+                ready.append(delivery)
+
+    def done(self, delivery: Delivery) -> None:
+        """The delivery has left its lane: the next of its key becomes ready."""
+        key = delivery.message.key
+        if key is not None:
+            if queue := self._busy[key]:
+                following = queue.popleft()
+                self._queued -= 1
+                (self.suspects if following.suspect else self.ready).append(following)
+            else:
+                del self._busy[key]
+
+    def wait(self, delivery: Delivery, until: float) -> None:
+        """Again at ``until``; its lane waits, the worker's slot does not."""
+        heappush(self._waiting, (until, self._order(), delivery))
+
+    def resume(self, now: float) -> None:
+        """What waited until ``now`` becomes ready, before what arrived later."""
+        while self._waiting and self._waiting[0][0] <= now:
+            self.ready.appendleft(heappop(self._waiting)[2])
+
+    @property
+    def fresh(self) -> int:
+        """How many could be taken as runs."""
+        return len(self.ready) + self._queued
+
+    @property
+    def waiting(self) -> int:
+        """How many wait in place."""
+        return len(self._waiting)
+
+    def take(self, limit: int, *, runs: bool) -> list[Delivery]:
+        """Up to ``limit`` ready ones; with ``runs`` also those queued behind them in their lanes, which stay held."""
+        ready = self.ready
+        taken: list[Delivery] = []
+        while ready and len(taken) < limit:
+            delivery = ready.popleft()
+            taken.append(delivery)
+            queue = self._busy[delivery.message.key] if runs and delivery.message.key is not None else None
+            while queue and len(taken) < limit and not queue[0].suspect:
+                taken.append(queue.popleft())
+                self._queued -= 1
+        return taken
+
+    def hold(self, delivery: Delivery) -> list[Delivery]:
+        """Empty the lane of a delivery that goes back to an ordered group: those behind it must go back too."""
+        key = delivery.message.key
+        held = list(self._busy.pop(key, None) or ()) if key is not None else []
+        self._queued -= len(held)
+        return held
+
+    def requeue(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Put back what was taken and has not run, before what came later; returns those whose lane is gone."""
+        gone = []
+        for delivery in reversed(deliveries):
+            key = delivery.message.key
+            if key is None:
+                self.ready.appendleft(delivery)
+            elif key in self._busy:
+                queue = self._busy[key]
+                self._busy[key] = deque((delivery, *(queue or ())))
+                self._queued += 1
+            else:
+                gone.append(delivery)
+        return gone
+
+    def drain(self) -> tuple[list[Delivery], list[Delivery]]:
+        """Empty everything: (never started, waiting in place). Lanes of those still running are kept."""
+        waiting = [delivery for _, _, delivery in self._waiting]
+        self._waiting.clear()
+        fresh = list(self)
+        for delivery in chain(self.ready, self.suspects, waiting):
+            if delivery.message.key is not None:
+                self._busy.pop(delivery.message.key, None)
+        for key in self._busy:
+            self._busy[key] = None
+        self._queued = 0
+        self.ready.clear()
+        self.suspects.clear()
+        return fresh, waiting
+
+    def __iter__(self) -> Iterator[Delivery]:
+        """Everything in hand that has not started."""
+        queued = (queue or () for queue in self._busy.values())
+        waiting = (delivery for _, _, delivery in self._waiting)
+        return chain(self.ready, self.suspects, chain.from_iterable(queued), waiting)

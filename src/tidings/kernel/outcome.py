@@ -1,0 +1,187 @@
+"""The only place that decides a message's fate: pure tables, no I/O, no clock of its own.
+
+``decide`` turns what a handler did into one of five fates:
+
+=========  ====================================================================
+``Ack``      done
+``Wait``     again in place: the key's lane waits, the slot does not
+``Retry``    back to the transport, with the number of failures
+``Release``  back to the transport, nothing counted
+``Dead``     to the dead letters, with the reason
+=========  ====================================================================
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from random import random
+
+from msgspec import Struct
+from msgspec.structs import force_setattr
+
+from .errors import Defer, DeliveryError, Duration, InvalidOption, Reject, Skip, Undecodable, WrongReturn
+from .errors import Retry as RetryAsked
+from .message import seconds
+from .transport import ACK, Ack, Delivery, Release, Retry
+
+IN_PLACE = 1.0  # seconds; a shorter wait happens in place
+DEFER_LIMIT = 7 * 86_400.0  # seconds; a message deferred for longer is dead
+
+
+class Backoff(Struct, frozen=True, kw_only=True):
+    """When a failed message is tried again: ``first × factor^n`` up to ``limit``, plus up to ``jitter`` of it.
+
+    ``attempts`` counts runs, the first included. Exceptions in ``give_up`` go to the dead letters at once.
+    """
+
+    attempts: int = 8
+    first: Duration = 0.2
+    factor: float = 4.0
+    limit: Duration = 600.0
+    jitter: float = 0.25
+    give_up: tuple[type[BaseException], ...] = ()
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "first", seconds(self.first, "first"))
+        force_setattr(self, "limit", seconds(self.limit, "limit"))
+        if self.attempts < 1 or self.factor < 1 or not 0 <= self.jitter <= 1:
+            raise InvalidOption(f"{self!r} means nothing", mend="attempts >= 1, factor >= 1, 0 <= jitter <= 1")
+
+    def delay(self, failures: int) -> float:
+        """Seconds to wait after the ``failures``-th failure."""
+        wait = min(float(self.first) * self.factor ** min(failures - 1, 64), float(self.limit))  # type: ignore[arg-type]
+        return wait * (1.0 + self.jitter * random())
+
+
+class Wait(Struct, frozen=True):
+    """Again in place after ``delay`` seconds."""
+
+    delay: float
+    failures: int
+
+
+class Dead(Struct, frozen=True):
+    """To the dead letters of the group."""
+
+    reason: str
+
+
+Fate = Ack | Wait | Retry | Release | Dead
+
+
+class Kind(Enum):
+    """What a handler's exception says about its message."""
+
+    FAILED = "failed"
+    REJECTED = "rejected"
+    UNDECODABLE = "undecodable"
+    WRONG_RETURN = "wrong return type"
+    DEFERRED = "deferred"
+    SKIPPED = "skipped"
+
+
+_KINDS: tuple[tuple[type[BaseException], Kind], ...] = (
+    (Skip, Kind.SKIPPED),
+    (Defer, Kind.DEFERRED),
+    (Reject, Kind.REJECTED),
+    (Undecodable, Kind.UNDECODABLE),
+    (WrongReturn, Kind.WRONG_RETURN),
+    (DeliveryError, Kind.REJECTED),
+)
+
+
+def classify(error: BaseException, backoff: Backoff) -> Kind:
+    """The kind of an exception; everything unknown is a failure."""
+    for known, kind in _KINDS:
+        if isinstance(error, known):
+            return kind
+    return Kind.REJECTED if isinstance(error, backoff.give_up) else Kind.FAILED
+
+
+def decide(error: BaseException, delivery: Delivery, backoff: Backoff, *, broken: bool, room: bool, now: float) -> Fate:
+    """The fate of a delivery whose handler raised ``error``.
+
+    ``broken``: the breaker is open, so a failure says nothing about the message. ``room``: it may wait in place.
+    ``now``: Unix seconds. The handler's other outcome, returning, is always ``Ack``.
+    """
+    kind = classify(error, backoff)
+    if kind is Kind.SKIPPED:
+        return ACK
+    if kind is Kind.DEFERRED:
+        if delivery.message.time and now - delivery.message.time > DEFER_LIMIT:
+            return Dead("deferred for too long")
+        return Release(seconds(error.delay, "delay"))  # type: ignore[attr-defined]
+    if kind is not Kind.FAILED:
+        return Dead(kind.value)
+    if broken:
+        return Release()
+    failures = delivery.failures + 1
+    if failures + delivery.crashes >= backoff.attempts:
+        return Dead("failed")
+    asked = error.delay if isinstance(error, RetryAsked) else None
+    delay = backoff.delay(failures) if asked is None else seconds(asked, "delay")
+    if delay <= IN_PLACE and room:
+        return Wait(delay, failures)
+    return Retry(delay, failures, f"{type(error).__name__}: {error}"[:200])
+
+
+def before(delivery: Delivery, backoff: Backoff, now: float) -> Fate | None:
+    """The fate of a delivery that must not start: expired, or crashed too often. ``None``: it may."""
+    expires = delivery.message.expires_at
+    if expires is not None and expires <= now:
+        return Dead("expired") if delivery.failures or delivery.crashes else ACK
+    if delivery.attempt > backoff.attempts:
+        return Dead("crashed" if delivery.crashes else "failed")
+    return None
+
+
+class Breaker(Struct, kw_only=True):
+    """Stops a group whose messages nearly all fail: ``ratio`` of at least ``least`` deliveries in ``window`` seconds.
+
+    Closed, it counts. Open, it pauses for ``pause`` seconds (doubled after each failed probe, up to ``limit``), then lets
+    one message through: a success closes it. What only concerns one message (``Reject``, undecodable) is not counted.
+    """
+
+    ratio: float = 0.5
+    least: int = 20
+    window: float = 60.0
+    pause: float = 1.0
+    limit: float = 60.0
+    until: float | None = None  # open: no probe before
+    pauses: int = 0
+    buckets: list[tuple[float, int, int]] = []  # msgspec copies it
+
+    @property
+    def open(self) -> bool:
+        return self.until is not None
+
+    def wait(self, now: float) -> float:
+        """Seconds until a message may start; 0 when closed, or when a probe is due."""
+        return max(0.0, self.until - now) if self.until is not None else 0.0
+
+    def record(self, succeeded: int, failed: int, now: float) -> bool:
+        """Count what has ended; True when this opens or closes the breaker."""
+        if self.until is not None:
+            return self._probed(succeeded, failed, now)
+        if self.buckets and now - self.buckets[-1][0] < self.window / 6:
+            began, good, bad = self.buckets[-1]
+            self.buckets[-1] = (began, good + succeeded, bad + failed)
+        else:
+            self.buckets = [b for b in self.buckets if now - b[0] < self.window]
+            self.buckets.append((now, succeeded, failed))
+        bad = sum(b[2] for b in self.buckets)
+        total = bad + sum(b[1] for b in self.buckets)
+        if failed and total >= self.least and bad >= self.ratio * total:
+            self.until, self.pauses = now + self.pause, 1
+            return True
+        return False
+
+    def _probed(self, succeeded: int, failed: int, now: float) -> bool:
+        if failed and now >= (self.until or 0.0):
+            self.until = now + min(self.pause * 2**self.pauses, self.limit)
+            self.pauses += 1
+        elif succeeded and not failed:
+            self.until, self.pauses = None, 0
+            self.buckets.clear()
+            return True
+        return False

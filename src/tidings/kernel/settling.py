@@ -1,0 +1,227 @@
+"""From what a handler did to committed settlements: fates are applied here, and settlements leave in batches.
+
+They leave when ``FLUSH`` are ready, ``FLUSH_AFTER`` seconds after the first, or when the worker is idle; never "when the
+received batch is done": one slow handler would withhold everybody's. At most ``UNFLUSHED`` are on the way, those being
+committed included: that bounds the duplicates after a crash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+
+from msgspec import Struct
+
+from .clock import Clock
+from .dead import dead_letter
+from .errors import BusError, InvalidOption
+from .lanes import Lanes
+from .outcome import Backoff, Breaker, Dead, Fate, Kind, Wait, before, classify, decide
+from .transport import ACK, Consumer, Delivery, Failure, Release, Retry, Settlement
+
+log = logging.getLogger("tidings")
+
+FLUSH, UNFLUSHED = 256, 512  # settlements
+FLUSH_AFTER = 0.002  # seconds
+AGAIN = 0.5  # seconds between tries while the bus does not take settlements
+
+
+class Policy(Struct, frozen=True, kw_only=True):
+    """What a group does with failures. Handled ``once``, a message has no retries and no dead letter."""
+
+    group: str  # of a live subscription: its handler's name
+    ordered: bool = False
+    once: bool = False
+    backoff: Backoff = Backoff()
+    most_waiting: int = 512  # in place
+
+
+class Stats(Struct):
+    """What has become of a subscription's deliveries since it started."""
+
+    handled: int = 0
+    failed: int = 0
+    dead: int = 0
+    expired: int = 0
+    skipped: int = 0
+    released: int = 0
+    fenced: int = 0
+
+
+class Settling:
+    """One worker's fates and settlements. Successes are appended to ``ready`` directly; ``wake`` is called when a
+    delivery may start again."""
+
+    def __init__(
+        self, consumer: Consumer, policy: Policy, breaker: Breaker | None, clock: Clock, wake: Callable[[], None]
+    ) -> None:
+        self.consumer, self.policy, self.breaker, self.clock, self.wake = consumer, policy, breaker, clock, wake
+        self.lanes, self.stats = Lanes(), Stats()
+        self.ready: list[Settlement] = []
+        self.committing: Sequence[Settlement] = ()
+        self.held = 0  # received and not yet committed
+        self.suspect: tuple[Delivery, asyncio.Future[None]] | None = None  # running, and to be told when settled
+        self.tripped = False
+        self._other = 0  # of those ready: not a handler's success
+        self._emptied = 0.0
+
+    @property
+    def full(self) -> bool:
+        return len(self.ready) + len(self.committing) >= UNFLUSHED
+
+    @property
+    def due(self) -> bool:
+        return bool(self.ready) and not self.committing and self.clock.monotonic() - self._emptied > FLUSH_AFTER
+
+    def put(self, settlement: Settlement) -> None:
+        """Add a settlement that is not a handler's success."""
+        self.ready.append(settlement)
+        self._other += 1
+
+    def give_back(self) -> None:
+        """All that has not started: released, uncounted; what waits in place keeps its failures."""
+        fresh, waiting = self.lanes.drain()
+        for delivery in fresh:
+            self.put(Settlement(delivery, Release()))
+        for delivery in waiting:
+            self.put(Settlement(delivery, Retry(0.0, delivery.failures, "stopped while waiting")))
+        self.stats.released += len(fresh)
+
+    # -- fates
+
+    def may_start(self, delivery: Delivery) -> bool:
+        """Whether it is still ours, not expired and has attempts left; if not, its fate is applied."""
+        if not delivery.session.alive:
+            self.held -= 1
+            self.stats.fenced += 1
+            return False
+        fate = before(delivery, self.policy.backoff, self.clock.now())
+        if fate is None:
+            return True
+        self.stats.expired += fate == Dead("expired") or fate is ACK
+        self.apply(delivery, fate, None)
+        return False
+
+    def failed(self, delivery: Delivery, error: BaseException) -> bool:
+        """Decide after an exception; True when the delivery's lane may move on."""
+        policy, breaker = self.policy, self.breaker
+        failed = classify(error, policy.backoff) is Kind.FAILED
+        self.stats.failed += failed
+        broken = breaker is not None and breaker.open
+        room = self.lanes.waiting < policy.most_waiting
+        try:
+            fate = decide(error, delivery, policy.backoff, broken=broken, room=room, now=self.clock.now())
+        except InvalidOption as junk:  # raise Retry("soon")
+            fate, error = Dead("failed"), junk
+        if failed and breaker is not None:
+            breaker.record(0, 1, self.clock.monotonic())
+            if broken:
+                fate = Release(breaker.pause)
+            if breaker.open:
+                self._trip(breaker)
+        return self.apply(delivery, fate, error)
+
+    def apply(self, delivery: Delivery, fate: Fate, error: BaseException | None) -> bool:
+        """Carry out a fate; True when the delivery's lane may move on."""
+        if self.policy.once and fate is not ACK:
+            log.warning("%s failed, and handles each message once", self.policy.group, exc_info=error)
+            fate = ACK
+        if isinstance(fate, Wait):
+            delivery.failures = fate.failures
+            self.lanes.wait(delivery, self.clock.monotonic() + fate.delay)
+            asyncio.get_running_loop().call_later(fate.delay, self._resume)
+            return False
+        if isinstance(fate, Dead):
+            failures = delivery.failures + (fate.reason == Kind.FAILED.value and error is not None)
+            letter = dead_letter(delivery, self.policy.group, fate.reason, error, self.clock.now(), failures)
+            log.warning("dead letter of %s: %s, id %s: %s", self.policy.group, fate.reason, letter.id, error or "")
+            self.stats.dead += 1
+            self.put(Settlement(delivery, ACK, (letter,)))
+            return True
+        self.put(Settlement(delivery, fate))
+        if fate is ACK:
+            self.stats.skipped += error is not None
+            return True
+        self.stats.released += isinstance(fate, Release)
+        if not self.policy.ordered:
+            return True
+        for following in self.lanes.hold(delivery):  # in one settle: only the key's lowest may run until it succeeds
+            self.put(Settlement(following, Release()))
+        return False
+
+    def _resume(self) -> None:
+        self.lanes.resume(self.clock.monotonic())
+        self.wake()
+
+    def _trip(self, breaker: Breaker) -> None:
+        """Most of what is handled fails: give back what has not started; one may start when the pause is over."""
+        if not self.tripped:
+            wait = breaker.wait(self.clock.monotonic())
+            log.warning("breaker of %s is open: most of its messages fail; a probe in %.1f s", self.policy.group, wait)
+            self.tripped = True
+            self.give_back()
+            asyncio.get_running_loop().call_later(wait, self._probe)
+
+    def _probe(self) -> None:
+        self.tripped = False
+        self.wake()
+
+    # -- committing
+
+    async def flush(self) -> None:
+        """Commit all that is ready, and what becomes ready meanwhile. One flush at a time."""
+        while self.ready:
+            batch, other = self.ready[:], self._other
+            self.ready.clear()
+            self._other, self.committing = 0, batch
+            try:
+                failures = await self._settle(batch)
+            finally:
+                self.committing, self._emptied = (), self.clock.monotonic()
+            self._committed(batch, failures, len(batch) - other)
+
+    async def _settle(self, batch: Sequence[Settlement]) -> list[Failure]:
+        """Settle what is still ours, trying again for as long as the bus cannot."""
+        while True:
+            alive = [index for index, settlement in enumerate(batch) if settlement.delivery.session.alive]
+            lost = set(range(len(batch))).difference(alive) if len(alive) < len(batch) else ()
+            fenced = [Failure(index, "fenced", BusError("the session was lost")) for index in lost]
+            try:
+                failed = await self.consumer.settle([batch[i] for i in alive] if lost else batch) if alive else ()
+            except BusError as error:
+                log.warning("settling %d deliveries failed, trying again: %s", len(alive), error)
+                await asyncio.sleep(AGAIN)
+            else:
+                return [*fenced, *(Failure(alive[f.index], f.kind, f.error) for f in failed)]
+
+    def _committed(self, batch: Sequence[Settlement], failures: Sequence[Failure], good: int) -> None:
+        self.held -= len(batch)
+        self.stats.handled += good
+        for failure in failures:
+            self._unsettled(batch[failure.index], failure)
+        if self.suspect is not None and any(settlement.delivery is self.suspect[0] for settlement in batch):
+            if not self.suspect[1].done():
+                self.suspect[1].set_result(None)
+            self.suspect = None
+        if good > 0 and self.breaker is not None:
+            self.breaker.record(good, 0, self.clock.monotonic())
+        self.wake()
+
+    def _unsettled(self, settlement: Settlement, failure: Failure) -> None:
+        """A rejected output fails its own input; an unknown result releases it; a fenced one is somebody else's."""
+        delivery = settlement.delivery
+        if failure.kind == "fenced":
+            self.stats.fenced += 1
+            return
+        self.held += 1
+        if failure.kind == "unknown":
+            self.put(Settlement(delivery, Release()))
+        elif any(message.header("tdgreason") for message in settlement.outgoing):
+            log.error("a dead letter of %s was refused: %s", self.policy.group, failure.error)
+            self.put(Settlement(delivery, Release(60.0)))
+        else:
+            backoff, now = self.policy.backoff, self.clock.now()
+            self.apply(
+                delivery, decide(failure.error, delivery, backoff, broken=False, room=False, now=now), failure.error
+            )

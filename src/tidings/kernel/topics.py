@@ -1,0 +1,147 @@
+"""Names: topics, patterns, captures; and the matcher that finds who listens.
+
+A topic is dot-separated tokens of ``[A-Za-z0-9_%-]``. In a pattern ``*`` stands for one token and a last ``>`` for one or
+more; ``{name}`` is a ``*`` whose token is captured. Topics that start with ``_`` are reserved (``RESERVED``): a pattern
+whose first token is a wildcard does not match them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Generic, TypeVar
+from urllib.parse import unquote
+
+from .errors import InvalidName
+
+V = TypeVar("V")
+
+GROUP, DEAD, REQUEST, REPLY, TICK, INTERNAL = "_group.", "_dead.", "_request.", "_reply.", "_tick.", "_tidings."
+
+TOKEN = re.compile(r"[A-Za-z0-9_%-]+")
+CAPTURE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
+
+
+def token(text: str) -> str:
+    """Any text as one token, percent-escaped and reversible (``token("a.b")`` is ``"a%2Eb"``). Refuses ``""``."""
+    if not text:
+        raise InvalidName("a token cannot be empty")
+    return _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), text)
+
+
+def untoken(text: str) -> str:
+    """The text that ``token`` escaped."""
+    return unquote(text)
+
+
+def check_topic(name: str) -> str:
+    """``name``, if messages can be published to it; a pattern or an invalid name raises ``InvalidName``."""
+    if not isinstance(name, str) or not name or not all(map(TOKEN.fullmatch, name.split("."))):
+        if any(part in ("*", ">") or "{" in part for part in str(name).split(".")):
+            mend = "give every token: topic.bind(name=...) fills captures"
+            raise InvalidName(f"{name!r} is a pattern: it cannot be published to", mend=mend)
+        why = "a topic is dot-separated tokens of letters, digits, '_', '-' and '%'"
+        raise InvalidName(f"{name!r} is no valid topic", why=why, mend=_mended(name))
+    return name
+
+
+def _mended(name: Any) -> str:
+    parts = [token(part) for part in str(name).split(".") if part]
+    return f"write {'.'.join(parts)!r}; tidings.token(text) escapes anything" if parts else "give it a name"
+
+
+def check_pattern(name: str) -> str:
+    """``name`` with captures turned into ``*``; raises ``InvalidName`` for what is no pattern."""
+    pattern = CAPTURE.sub("*", name) if isinstance(name, str) else ""
+    parts = pattern.split(".")
+    valid = all(part == "*" or TOKEN.fullmatch(part) for part in parts[:-1])
+    if not valid or not (parts[-1] in ("*", ">") or TOKEN.fullmatch(parts[-1])):
+        why = "dot-separated tokens; '*' stands for one whole token, a last '>' for one or more"
+        mend = (
+            "MQTT's '+' and '#' are '*' and '>' here"
+            if set("#+") & set(str(name))
+            else _mended(re.sub(r"[>*{}]", "", str(name)))
+        )
+        raise InvalidName(f"{name!r} is no valid pattern", why=why, mend=mend)
+    return pattern
+
+
+def refuse_reserved(name: str) -> str:
+    """``name``, unless it is for our own use."""
+    if name.startswith("_"):
+        why = "topics that start with '_' belong to Tidings"
+        raise InvalidName(f"{name!r} is reserved", why=why, mend=f"call it {name.lstrip('_')!r}")
+    return name
+
+
+def matches(pattern: str, topic: str) -> bool:
+    """Whether ``topic`` is in ``pattern`` (captures already turned into ``*``)."""
+    wanted, given = pattern.split("."), topic.split(".")
+    if wanted[0] in ("*", ">") and topic.startswith("_"):
+        return False
+    if wanted[-1] == ">":
+        if len(given) < len(wanted):
+            return False
+        wanted = wanted[:-1]
+    elif len(given) != len(wanted):
+        return False
+    return all(want in ("*", have) for want, have in zip(wanted, given, strict=False))
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name may stand for several topics."""
+    return "*" in name or name.endswith(">")
+
+
+def captures(template: str) -> dict[str, int]:
+    """Capture names and the index of their token."""
+    found = {}
+    for index, part in enumerate(template.split(".")):
+        if capture := CAPTURE.fullmatch(part):
+            if capture[1] in found:
+                raise InvalidName(f"{template!r} captures {capture[1]!r} twice")
+            found[capture[1]] = index
+    return found
+
+
+class Matcher(Generic[V]):
+    """Which values listen to a topic: a trie of patterns with a bounded cache in front."""
+
+    def __init__(self) -> None:
+        self._root: dict[str, Any] = {}
+        self._known: dict[str, tuple[V, ...]] = {}
+
+    def add(self, pattern: str, value: V) -> None:
+        node = self._root
+        for part in pattern.split("."):
+            node = node.setdefault(part, {})
+        node.setdefault("", []).append(value)
+        self._known.clear()
+
+    def remove(self, pattern: str, value: V) -> None:
+        node = self._root
+        for part in pattern.split("."):
+            node = node[part]
+        node[""].remove(value)
+        self._known.clear()
+
+    def match(self, topic: str) -> tuple[V, ...]:
+        """The values whose patterns match, in no particular order."""
+        found = self._known.get(topic)
+        if found is None:
+            if len(self._known) >= 65_536:
+                self._known.clear()
+            found = self._known[topic] = tuple(self._walk(self._root, topic.split("."), topic.startswith("_")))
+        return found
+
+    def _walk(self, node: dict[str, Any], parts: list[str], literal: bool) -> Iterator[V]:
+        if not parts:
+            yield from node.get("", ())
+            return
+        if not literal:
+            yield from node.get(">", {}).get("", ())
+            if star := node.get("*"):
+                yield from self._walk(star, parts[1:], False)
+        if exact := node.get(parts[0]):
+            yield from self._walk(exact, parts[1:], False)
