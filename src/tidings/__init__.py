@@ -1,7 +1,7 @@
 """Event-driven Python, from one file to a fleet.
 
-Write a handler once, run it on a durable SQLite file with nothing installed, move to a broker by changing a URL, and get
-the same outcome everywhere when things fail.
+Write a handler once, run it on a durable SQLite file with nothing installed, move to a broker by changing a URL, and
+get the same outcome everywhere when things fail.
 """
 
 from .app import App

@@ -44,8 +44,8 @@ class App(Router):
 
     ``url``: the default bus (``TIDINGS_URL`` beats it; without both, ``sqlite:///<name>.db``); a transport's options
     object will do too. ``buses``: further ones by name (``TIDINGS_URL_<NAME>`` beats each). ``middleware`` wraps every
-    handler, the first outermost. ``backoff``, ``breaker``: the defaults of its handlers. ``grace``: what running handlers
-    get at the end.
+    handler, the first outermost. ``backoff``, ``breaker``: the defaults of its handlers. ``grace``: what running
+    handlers get at the end.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class App(Router):
         self.name, self.middleware, self.backoff, self.breaker = name, tuple(middleware), backoff, breaker
         self.grace = seconds(grace, "grace")
         self.urls: dict[str, str | Options] = {"": url or f"sqlite:///{name}.db", **buses}
-        for bus, given in self.urls.items():
-            if isinstance(given, str):
-                options_for(given) if "://" not in given else None
+        for given in self.urls.values():
+            if isinstance(given, str) and "://" not in given:
+                options_for(given)  # refuses it: a typo must not become a bus
         self.events: Counter[str] = Counter()
         self._used: set[str] = set()
         self._overrides: dict[Function, Function] = {}
@@ -218,11 +218,14 @@ class App(Router):
             self._assemblies.append(assembly)
             self._workers[assembly.group] = await assembly.worker(values)
             if r.role == "tick":
-                ticking = schedule.tick_once(assembly.bus, assembly.group, r.schedule, self.name, r.where)
-                self._tickers.add(start(ticking))
+                chooser = schedule.ticking(assembly.bus, r.where)
+                ticks = schedule.tick_once(chooser, assembly.bus, assembly.group, r.schedule, self.name)
+                self._tickers.add(start(ticks))
         for name, bus in self._buses.items():
             await _tell_groups(self.name, bus, before[name], self._workers)
         self._running |= {start(worker.run()) for worker in self._workers.values()}
+        for task in (*self._running, *self._tickers):
+            task.add_done_callback(_report)
 
     async def _tick_each(self, assembly: Assembly, values: Values) -> None:
         one, bus = assembly.handler(values).one, assembly.bus
@@ -325,6 +328,12 @@ class App(Router):
 
 
 INJECTABLE[App] = None
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    """Nobody may be waiting for a task that ends by an error."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("a subscription has ended", exc_info=error)
 
 
 async def _groups(bus: Bus) -> dict[str, GroupInfo]:

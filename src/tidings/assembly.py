@@ -103,10 +103,11 @@ class Assembly:
                 emitter=emits,
                 overrides=dict(self.defaults.overrides),
             )
-            self.executor = executor = Processes(recipe, self.concurrency, r.timeout)
+            executor: Executor = Processes(recipe, self.concurrency, r.timeout)
         else:
             call = caller(r.fn, self.plan, self.decode, emits(self.origin, self.bus.clock.now), values)
-            self.executor = executor = Threads(call, self.concurrency, self.group)
+            executor = Threads(call, self.concurrency, self.group)
+        self.executor = executor
         many = requests.answering(executor, self.bus, self.origin.source) if answers else executor
         return Handler(many=many, limit=executor.limit, cancellable=False)
 

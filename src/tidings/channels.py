@@ -6,7 +6,19 @@ import types
 from collections.abc import Mapping
 from copy import copy
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, Union, cast, get_args, get_origin, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    TypedDict,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    is_typeddict,
+    overload,
+)
 
 from .kernel.errors import Duration, InvalidName, InvalidOption, PayloadRefused, nearest
 from .kernel.message import Headers, Message, seconds
@@ -23,8 +35,8 @@ R = TypeVar("R")
 class Meta(TypedDict, total=False):
     """What may be said of a message when it is made.
 
-    ``key``: orders and groups messages. ``delay`` or ``at``: not before. ``expires``: worthless so long after publishing.
-    ``priority``: 0 to 9, higher first. ``id``: for idempotent publishing.
+    ``key``: orders and groups messages. ``delay`` or ``at``: not before. ``expires``: worthless so long after
+    publishing. ``priority``: 0 to 9, higher first. ``id``: for idempotent publishing.
     """
 
     key: str | None
@@ -40,8 +52,9 @@ class Topic(Generic[T]):
     """A typed channel (EIP: Datatype Channel).
 
     ``name`` may hold captures, ``"sensors.{device}.temperature"``: ``bind`` fills them to publish, handlers get them by
-    name. ``type`` is what payloads are (default: any JSON). ``bus`` names one of the app's further buses. ``lax`` allows
-    conversions such as ``"1"`` for an int. Raises ``InvalidName``; ``InvalidHandler`` for a type that cannot be decoded.
+    name. ``type`` is what payloads are (default: any JSON). ``bus`` names one of the app's further buses. ``lax``
+    allows conversions such as ``"1"`` for an int. Raises ``InvalidName``; ``InvalidHandler`` for a type that cannot be
+    decoded.
     """
 
     __slots__ = ("bus", "classes", "lax", "name", "pattern", "template", "type")
@@ -65,7 +78,7 @@ class Topic(Generic[T]):
         return f"Topic({self.name!r}, {getattr(self.type, '__name__', self.type)})"
 
     def bind(self, **values: str) -> Topic[T]:
-        """This topic with its captures filled. Refuses missing, unknown and invalid ones; ``token()`` escapes any text."""
+        """This topic with its captures filled. Raises ``InvalidName``; ``token()`` escapes any text."""
         known = captures(self.template)
         if wrong := values.keys() ^ known.keys():
             name = sorted(wrong)[0]
@@ -79,7 +92,7 @@ class Topic(Generic[T]):
         return bound
 
     def __call__(self, data: T, /, **meta: Unpack[Meta]) -> Message[T]:
-        """A draft of a message, to be returned by a handler or published. Raises ``PayloadRefused``, ``InvalidOption``."""
+        """A draft of a message, to be returned or published. Raises ``PayloadRefused``, ``InvalidOption``."""
         if self.pattern is not self.name:
             check_topic(self.name)
         if self.classes and not isinstance(data, self.classes):
@@ -150,9 +163,7 @@ def _headers(value: Mapping[str, str]) -> Headers:
 def _plain_classes(kind: Any) -> tuple[type, ...]:
     """The classes an ``isinstance`` check of a payload of ``kind`` can use; ``()`` where only decoding could tell."""
     members = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-    if (
-        all(isinstance(m, type) and get_origin(m) is None and not hasattr(m, "__total__") for m in members)
-        and object not in members
-    ):
-        return tuple(members) if float not in members else (*members, int)
-    return ()
+    for member in members:
+        if member in (Any, object) or not isinstance(member, type) or get_origin(member) or is_typeddict(member):
+            return ()
+    return tuple(members) if float not in members else (*members, int)

@@ -1,7 +1,8 @@
 """What a handler's parameters are, found once at registration; and how it is called with them.
 
-The first parameter is the payload, or ``Message[T]``. The others are found by annotation (``Message``, ``Delivery``, the
-app's own objects, ``Annotated[T, Depends(f)]``), then by name (a capture of the topic); one with a default is left alone.
+The first parameter is the payload, or ``Message[T]``. The others are found by annotation (``Message``, ``Delivery``,
+the app's own objects, ``Annotated[T, Depends(f)]``), then by name (a capture of the topic); one with a default is left
+alone.
 """
 
 from __future__ import annotations

@@ -102,12 +102,12 @@ class Router:
     def on(self, source: Topic[Any] | str, /, **options: Any) -> Any:
         """Subscribe a function to a topic or pattern.
 
-        ``group``: the durable subscription's name (default ``"<app>.<function>"``); ``live``: no group, each process its
-        own copy, at most once. ``start``: where a new group begins: ``"first"``, a datetime, or ``"-1h"`` (default: new
-        messages). ``ordered``: key order across all processes. ``concurrency``: handlers at once (16; threads 8;
-        processes: the cores). ``batch``, ``within``: call it with lists. ``run``: ``"loop"`` (default for ``async def``),
-        ``"thread"`` (default for ``def``), ``"process"``. ``to``: it returns payloads of that topic. ``timeout`` (1 h),
-        ``backoff``, ``breaker`` (None: off), ``middleware``; ``bus``: only with a pattern.
+        ``group``: the durable subscription's name (default ``"<app>.<function>"``); ``live``: no group, each process
+        its own copy, at most once. ``start``: where a new group begins: ``"first"``, a datetime, or ``"-1h"``
+        (default: new messages). ``ordered``: key order across all processes. ``concurrency``: handlers at once (16;
+        threads 8; processes: the cores). ``batch``, ``within``: call it with lists. ``run``: ``"loop"`` (default for
+        ``async def``), ``"thread"`` (default for ``def``), ``"process"``. ``to``: it returns payloads of that topic.
+        ``timeout`` (1 h), ``backoff``, ``breaker`` (None: off), ``middleware``; ``bus``: only with a pattern.
 
         Raises ``InvalidHandler``, ``InvalidOption``, ``InvalidName``; what the bus cannot do is refused at start-up.
         """

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from .kernel.bus import Bus
 from .kernel.codec import seal
-from .kernel.errors import InvalidOption, Unsupported
+from .kernel.errors import BusError, InvalidOption, Unsupported
 from .kernel.message import Message
 from .kernel.topics import TICK
 from .kernel.transport import Ticking
@@ -87,29 +87,38 @@ class Cron(Struct, frozen=True):
 
 async def sleep_until(due: float, now: Callable[[], float]) -> None:
     """Until the wall clock says so, also if it is set meanwhile."""
-    while (left := due - now()) > 0:
+    while (left := due - now()) > 0:  # noqa: ASYNC110  # the clock may be set
         await asyncio.sleep(min(left, LONGEST_SLEEP))
 
 
-async def tick_once(bus: Bus, group: str, schedule: Schedule, source: str, where: str) -> None:
-    """Publish a tick to the group whenever one is due and this replica is chosen; for ever."""
-    transport, now = bus.transport, bus.clock.now
-    if not isinstance(transport, Ticking):
+def ticking(bus: Bus, where: str) -> Ticking:
+    """The bus as one that can choose a replica; raises ``Unsupported``."""
+    if not isinstance(bus.transport, Ticking):
         kind, mend = type(bus.options).__name__, "each=True runs it on every replica"
         raise Unsupported(f"{kind} cannot choose one replica for a tick", mend=mend, where=where)
-    due = schedule.last(now())
-    if await transport.tick(f"{group}.born", 1.0):
-        await transport.tick(group, due)
-        due = schedule.next(due)
+    return bus.transport
+
+
+async def tick_once(chooser: Ticking, bus: Bus, group: str, schedule: Schedule, source: str) -> None:
+    """Publish a tick to the group whenever one is due and this replica is chosen; for ever.
+
+    A replica that dies between being chosen and publishing takes that one tick with it.
+    """
+    now, name, due = bus.clock.now, TICK + group, 0.0
     while True:
         await sleep_until(due, now)
-        if await transport.tick(group, due):
-            expires = schedule.next(max(due, schedule.last(now())))
-            draft: Message[Any] = Message(
-                TICK + group, None, id=f"{group}-{due:.3f}", type=TICK + group, expires_at=expires
-            )
-            await bus.publish((seal(draft, now=now(), source=source),))
-        due = schedule.next(max(due, schedule.last(now())))
+        try:
+            if not due and await chooser.tick(f"{group}.born", 1.0):  # the first time ever: nothing was missed
+                await chooser.tick(group, schedule.last(now()))
+            due = due or schedule.last(now())
+            following = schedule.next(max(due, schedule.last(now())))
+            if await chooser.tick(group, due):
+                tick: Message[Any] = Message(name, None, id=f"{group}-{due:.3f}", type=name, expires_at=following)
+                await bus.publish((seal(tick, now=now(), source=source),))
+            due = following
+        except BusError as error:
+            log.warning("no tick for %s, trying again: %s", group, error)
+            await asyncio.sleep(1.0)
 
 
 async def tick_each(

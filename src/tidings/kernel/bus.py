@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from importlib.metadata import entry_points
 from typing import Any, NoReturn
 
 from .chunks import ChunkWorker
@@ -14,7 +13,7 @@ from .handler import Handler
 from .message import Message
 from .outcome import Breaker
 from .topics import is_pattern
-from .transport import Capabilities, Event, Failure, Options, Subscription, Transport
+from .transport import Event, Failure, Options, Subscription, Transport
 from .worker import Share, Work, Worker
 
 log = logging.getLogger("tidings")
@@ -27,6 +26,8 @@ def options_for(url: str) -> Options:
 
     Raises ``InvalidURL``; ``MissingExtra`` when the transport's client is not installed.
     """
+    from importlib.metadata import entry_points  # 10 ms
+
     scheme, separator, _ = url.partition("://")
     known = {point.name: point for point in entry_points(group="tidings.transports")}
     if not separator:
@@ -54,15 +55,11 @@ class Bus:
         self.share = Share()
         self.opened = False
 
-    @property
-    def capabilities(self) -> Capabilities:
-        return self.transport.capabilities
-
     async def open(self) -> None:
         self.clock = current_clock()
         await self.transport.open(self.tell)
         self.opened = True
-        self.limit = self.capabilities.max_payload - MARGIN
+        self.limit = self.transport.capabilities.max_payload - MARGIN
 
     async def close(self) -> None:
         if self.opened:
@@ -101,7 +98,7 @@ class Bus:
 
     def require(self, feature: str, *, wanted: Any = True, where: str = "") -> None:
         """Refuse what this transport cannot do; raises ``Unsupported``."""
-        if wanted and getattr(self.capabilities, feature) == "unavailable":
+        if wanted and getattr(self.transport.capabilities, feature) == "unavailable":
             mend = "leave it out, or use a bus that can: see the table in docs/transports.md"
             what = f"{type(self.options).__name__} has no {feature}"
             raise Unsupported(what, why="nothing is silently degraded", mend=mend, where=where)

@@ -1,6 +1,7 @@
 """The two clocks: the wall clock for what users see, the monotonic one for waiting and leases.
 
-A running event loop may bring its own (``tidings.testing.VirtualLoop`` does); everything that opens on that loop keeps it.
+A running event loop may bring its own (``tidings.testing.VirtualLoop`` does); everything that opens on that loop keeps
+it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Bytes to payloads and back, chosen once per type.
 
-JSON unless the payload is ``bytes`` or ``str``; the content type travels with the message. Decoding is strict (``"1"`` is
-no int) unless the topic says ``lax``. Types are walked when a topic is registered, so that a type nobody can decode is
-refused then and not at the first message.
+JSON unless the payload is ``bytes`` or ``str``; the content type travels with the message. Decoding is strict (``"1"``
+is no int) unless the topic says ``lax``. Types are walked when a topic is registered, so that a type nobody can decode
+is refused then and not at the first message.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A user's function, compiled once into one of two shapes.
 
 ``One`` handles a delivery and returns its outgoing messages, sealed, or raises. ``Many`` handles several and returns an
-outcome for each: batch handlers, and plain functions that run in threads or processes. A middleware is ``One → One``; one
-that has an attribute ``many: Many → Many`` may wrap batch handlers too.
+outcome for each: batch handlers, and plain functions that run in threads or processes. A middleware is ``One → One``;
+one that has an attribute ``many: Many → Many`` may wrap batch handlers too.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Handler(Struct, frozen=True):
 
 
 class Executor(Protocol):
-    """Runs calls of a plain function elsewhere. It may return fewer outcomes than deliveries: the rest has not started."""
+    """Runs a plain function elsewhere. It may return fewer outcomes than deliveries: the rest has not started."""
 
     def limit(self) -> int:
         """How many deliveries it takes at once, now."""

@@ -1,7 +1,7 @@
 """Key-ordered concurrency and waiting in place: a pure data structure.
 
-Of each key at most one delivery is ready, running or waiting; the others queue in its lane, in arrival order. A delivery
-without a key has no lane. The worker takes from ``ready``, and says ``done`` when the lane may move on.
+Of each key at most one delivery is ready, running or waiting; the others queue in its lane, in arrival order. A
+delivery without a key has no lane. The worker takes from ``ready``, and says ``done`` when the lane may move on.
 
 A suspect (its last holder died) goes to ``suspects`` instead of ``ready``: those run one at a time per process.
 """

@@ -49,8 +49,8 @@ class Backoff(Struct, frozen=True, kw_only=True):
 
     def delay(self, failures: int) -> float:
         """Seconds to wait after the ``failures``-th failure."""
-        wait = min(float(self.first) * self.factor ** min(failures - 1, 64), float(self.limit))  # type: ignore[arg-type]
-        return wait * (1.0 + self.jitter * random())
+        first, limit = float(self.first), float(self.limit)  # type: ignore[arg-type]
+        return min(first * self.factor ** min(failures - 1, 64), limit) * (1.0 + self.jitter * random())
 
 
 class Wait(Struct, frozen=True):
@@ -138,8 +138,9 @@ def before(delivery: Delivery, backoff: Backoff, now: float) -> Fate | None:
 class Breaker(Struct, kw_only=True):
     """Stops a group whose messages nearly all fail: ``ratio`` of at least ``least`` deliveries in ``window`` seconds.
 
-    Closed, it counts. Open, it pauses for ``pause`` seconds (doubled after each failed probe, up to ``limit``), then lets
-    one message through: a success closes it. What only concerns one message (``Reject``, undecodable) is not counted.
+    Closed, it counts. Open, it pauses for ``pause`` seconds (doubled after each failed probe, up to ``limit``), then
+    lets one message through: a success closes it. What only concerns one message (``Reject``, undecodable) is not
+    counted.
     """
 
     ratio: float = 0.5

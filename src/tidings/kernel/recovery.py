@@ -1,7 +1,7 @@
 """Suspects run one at a time per process, over all groups and buses.
 
-A suspect may be the message that kills its process; if two ran at once, a crash would not say which. Each is marked just
-before its handler starts; a mark that a dead process leaves behind is one crash.
+A suspect may be the message that kills its process; if two ran at once, a crash would not say which. Each is marked
+just before its handler starts; a mark that a dead process leaves behind is one crash.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TURN = 0.001  # seconds between looks at the permit
 async def recover(consumer: Consumer, settling: Settling, start: Callable[[], None]) -> None:
     """Let the suspects in hand run, one by one; ``start`` rouses a worker."""
     while settling.lanes.suspects:
-        while not PERMIT.acquire(blocking=False):
+        while not PERMIT.acquire(blocking=False):  # noqa: ASYNC110  # no event spans several loops
             await asyncio.sleep(TURN)
         try:
             if settling.lanes.suspects:

@@ -1,8 +1,8 @@
 """From what a handler did to committed settlements: fates are applied here, and settlements leave in batches.
 
-They leave when ``FLUSH`` are ready, ``FLUSH_AFTER`` seconds after the first, or when the worker is idle; never "when the
-received batch is done": one slow handler would withhold everybody's. At most ``UNFLUSHED`` are on the way, those being
-committed included: that bounds the duplicates after a crash.
+They leave when ``FLUSH`` are ready, ``FLUSH_AFTER`` seconds after the first, or when the worker is idle; never "when
+the received batch is done": one slow handler would withhold everybody's. At most ``UNFLUSHED`` are on the way, those
+being committed included: that bounds the duplicates after a crash.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from .dead import dead_letter
 from .errors import BusError, InvalidOption
 from .lanes import Lanes
 from .outcome import Backoff, Breaker, Dead, Fate, Kind, Wait, before, classify, decide
+from .topics import DEAD
 from .transport import ACK, Consumer, Delivery, Failure, Release, Retry, Settlement
 
 log = logging.getLogger("tidings")
@@ -95,6 +96,7 @@ class Settling:
         if not delivery.session.alive:
             self.held -= 1
             self.stats.fenced += 1
+            self._suspect_left(delivery)
             return False
         fate = before(delivery, self.policy.backoff, self.clock.now())
         if fate is None:
@@ -124,8 +126,9 @@ class Settling:
 
     def apply(self, delivery: Delivery, fate: Fate, error: BaseException | None) -> bool:
         """Carry out a fate; True when the delivery's lane may move on."""
-        if self.policy.once and fate is not ACK:
-            log.warning("%s failed, and handles each message once", self.policy.group, exc_info=error)
+        final = isinstance(fate, Dead) and (delivery.message.address or "").startswith(DEAD)
+        if fate is not ACK and (self.policy.once or final):  # a dead letter that fails again stays where it is
+            log.warning("%s failed, and nothing is tried again", self.policy.group, exc_info=error)
             fate = ACK
         if isinstance(fate, Wait):
             delivery.failures = fate.failures
@@ -200,13 +203,17 @@ class Settling:
         self.stats.handled += good
         for failure in failures:
             self._unsettled(batch[failure.index], failure)
-        if self.suspect is not None and any(settlement.delivery is self.suspect[0] for settlement in batch):
-            if not self.suspect[1].done():
-                self.suspect[1].set_result(None)
-            self.suspect = None
+        for settlement in batch if self.suspect is not None else ():
+            self._suspect_left(settlement.delivery)
         if good > 0 and self.breaker is not None:
             self.breaker.record(good, 0, self.clock.monotonic())
         self.wake()
+
+    def _suspect_left(self, delivery: Delivery) -> None:
+        if self.suspect is not None and self.suspect[0] is delivery:
+            if not self.suspect[1].done():
+                self.suspect[1].set_result(None)
+            self.suspect = None
 
     def _unsettled(self, settlement: Settlement, failure: Failure) -> None:
         """A rejected output fails its own input; an unknown result releases it; a fenced one is somebody else's."""

@@ -1,8 +1,8 @@
 """Names: topics, patterns, captures; and the matcher that finds who listens.
 
-A topic is dot-separated tokens of ``[A-Za-z0-9_%-]``. In a pattern ``*`` stands for one token and a last ``>`` for one or
-more; ``{name}`` is a ``*`` whose token is captured. Topics that start with ``_`` are reserved (``RESERVED``): a pattern
-whose first token is a wildcard does not match them.
+A topic is dot-separated tokens of ``[A-Za-z0-9_%-]``. In a pattern ``*`` stands for one token and a last ``>`` for one
+or more; ``{name}`` is a ``*`` whose token is captured. Topics that start with ``_`` are reserved (``RESERVED``): a
+pattern whose first token is a wildcard does not match them.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """The service provider interface: all that a transport is, on one page.
 
-A transport moves sealed messages and keeps count of what its groups have settled. It decides nothing: what a failure means
-is decided in ``outcome.py`` and reaches it as a ``Settlement``. Rules every transport keeps:
+A transport moves sealed messages and keeps count of what its groups have settled. It decides nothing: what a failure
+means is decided in ``outcome.py`` and reaches it as a ``Settlement``. Rules every transport keeps:
 
-- ``receive`` is never cancelled by the kernel; ``stop`` ends it, and it then returns ``()``. ``settle`` works after ``stop``.
+- ``receive`` is never cancelled by the kernel; ``stop`` ends it, and it then returns ``()``. ``settle`` works after
+  ``stop``.
 - A settlement publishes its ``outgoing``, then settles its input; in one transaction where ``atomic_settle``.
 - A settlement of a lost session does nothing and is reported as a ``fenced`` failure; its neighbours are not touched.
-- Patterns: ``*`` is one token, a last ``>`` one or more; a pattern whose first token is a wildcard matches no reserved topic.
+- Patterns: ``*`` is one token, a last ``>`` one or more; a pattern whose first token is a wildcard matches no reserved
+  topic.
 - What is matched is ``message.destination``. A group also receives its private address ``_group.<group>``.
 """
 
@@ -199,7 +201,9 @@ class TopicInfo(Struct, frozen=True):
 
 
 class GroupInfo(Struct, frozen=True):
-    """A group as the bus sees it. ``lag``: matching messages not yet handed out; ``oldest``: Unix seconds of the first unsettled."""
+    """A group as the bus sees it. ``lag``: matching messages not yet handed out; ``oldest``: Unix seconds of the first
+    unsettled.
+    """
 
     name: str
     app: str
@@ -231,7 +235,7 @@ class Inspectable(Protocol):
 
 @runtime_checkable
 class Manageable(Protocol):
-    """Buses whose groups can be mended. An unknown group raises ``NotFound``; one with members at work, ``BusError``."""
+    """Buses whose groups can be mended. Raises ``NotFound``; ``BusError`` for a group with members at work."""
 
     async def rename(self, group: str, to: str) -> None: ...
     async def drop(self, group: str) -> None: ...

@@ -1,8 +1,8 @@
 """The loop of one subscription: receive → lanes → handlers → settle; leases, deadlines, drain.
 
-``concurrency`` long-lived tasks, at most one of them runnable: it takes a delivery, awaits its handler in line, and goes
-on to the next. When the handler suspends, the next task carries on. There is no task, lock, timer or context manager per
-message. Rules:
+``concurrency`` long-lived tasks, at most one of them runnable: it takes a delivery, awaits its handler in line, and
+goes on to the next. When the handler suspends, the next task carries on. There is no task, lock, timer or context
+manager per message. Rules:
 
 - A slice lasts 1 ms divided by the busy subscriptions of the loop, by the clock; then the loop gets a breath.
 - A task whose handler left context variables behind is replaced.
@@ -128,6 +128,7 @@ class Worker:
         self.settling.give_back()
         while self.idle:
             self._rouse()
+        await self._flush()
         _, late = await asyncio.wait(tasks, timeout=self.work.grace)
         for task in late:
             task.cancel()
@@ -189,7 +190,7 @@ class Worker:
         self._wake()
 
     def _cause(self, slot: Slot, error: BaseException) -> BaseException:
-        """What a handler's exception means: our deadline, the end of the worker (raised again), or the handler's own."""
+        """What an exception means: our deadline, the worker's end (raised again), or the handler's own."""
         if isinstance(error, asyncio.CancelledError):
             if not slot.since:
                 slot.task.uncancel()
