@@ -50,11 +50,14 @@ class ChunkWorker(Worker):
         await self._received(None)
 
     async def _received(self, timeout: float | None) -> None:
-        if self.filling is None or self.filling.done():
+        if self.filling is None:
             self.filling = asyncio.get_running_loop().create_task(super()._receive())
-        await asyncio.wait({self.filling}, timeout=timeout)
-        if self.filling.done():
-            self.filling.result()
+            self.filling.add_done_callback(lambda _: self._wake())
+        filling = self.filling
+        await asyncio.wait({filling}, timeout=timeout)
+        if filling.done():
+            self.filling = None if self.filling is filling else self.filling
+            filling.result()
 
     async def _fill(self) -> None:
         """Let a batch wait for more, up to ``within``."""

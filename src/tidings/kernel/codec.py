@@ -35,22 +35,33 @@ _json_text = msgspec.json.Decoder(str).decode
 
 def encode(data: Any) -> tuple[bytes, str]:
     """A payload's body and content type. Raises ``PayloadRefused`` for what has no faithful form."""
-    if isinstance(data, bytes | bytearray | memoryview):
-        return bytes(data), BINARY
     try:
-        if isinstance(data, str):
-            return data.encode(), TEXT
-        body = data.model_dump_json(by_alias=True).encode() if _is_pydantic(type(data)) else _json.encode(data)
+        body, content_type = _writer(data.__class__)(data)
         # JSON has no NaN or infinity: encoders write null, which another reader would take for nothing
-        finite = b"null" not in body or _finite(msgspec.to_builtins(data, str_keys=True, enc_hook=_foreign))
+        if (
+            content_type is not JSON
+            or b"null" not in body
+            or _finite(msgspec.to_builtins(data, str_keys=True, enc_hook=_foreign))
+        ):
+            return body, content_type
     except UnicodeEncodeError as error:
         mend = "text.encode(errors='replace').decode()"
         raise PayloadRefused("the payload has a lone surrogate", why=str(error), mend=mend) from None
     except (TypeError, ValueError, RecursionError) as error:
         raise PayloadRefused(f"a {type(data).__name__} cannot be published", why=str(error)) from None
-    if not finite:
-        raise PayloadRefused("the payload has a NaN or an infinity", why="JSON has no such number", mend="publish None")
-    return body, JSON
+    raise PayloadRefused("the payload has a NaN or an infinity", why="JSON has no such number", mend="publish None")
+
+
+@lru_cache(1024)
+def _writer(kind: type) -> Callable[[Any], tuple[bytes, str]]:
+    if issubclass(kind, bytes | bytearray | memoryview):
+        return lambda data: (bytes(data), BINARY)
+    if issubclass(kind, str):
+        return lambda text: (text.encode(), TEXT)
+    if _is_pydantic(kind):
+        return lambda model: (model.model_dump_json(by_alias=True).encode(), JSON)
+    write = _json.encode
+    return lambda data: (write(data), JSON)
 
 
 def _finite(data: Any) -> bool:

@@ -49,5 +49,4 @@ def dead_letter(
 
 def _cut(text: str, limit: int) -> str:
     """The end of a text that is too long: of a traceback, the end says most."""
-    encoded = text.encode(errors="replace")
-    return encoded.decode() if len(encoded) <= limit else "…" + encoded[3 - limit :].decode(errors="ignore")
+    return text.encode(errors="replace")[-limit:].decode(errors="ignore")

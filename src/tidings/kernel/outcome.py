@@ -161,7 +161,7 @@ class Breaker(Struct, kw_only=True):
         return max(0.0, self.until - now) if self.until is not None else 0.0
 
     def record(self, succeeded: int, failed: int, now: float) -> bool:
-        """Count what has ended; True when this opens or closes the breaker."""
+        """Count what has ended; True when this opens the breaker, or keeps it open after a probe."""
         if self.until is not None:
             return self._probed(succeeded, failed, now)
         if self.buckets and now - self.buckets[-1][0] < self.window / 6:
@@ -181,8 +181,8 @@ class Breaker(Struct, kw_only=True):
         if failed and now >= (self.until or 0.0):
             self.until = now + min(self.pause * 2**self.pauses, self.limit)
             self.pauses += 1
-        elif succeeded and not failed:
+            return True
+        if succeeded and not failed:
             self.until, self.pauses = None, 0
             self.buckets.clear()
-            return True
         return False

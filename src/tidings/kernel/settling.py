@@ -63,7 +63,6 @@ class Settling:
         self.committing: Sequence[Settlement] = ()
         self.held = 0  # received and not yet committed
         self.suspect: tuple[Delivery, asyncio.Future[None]] | None = None  # running, and to be told when settled
-        self.tripped = False
         self._other = 0  # of those ready: not a handler's success
         self._emptied = 0.0
 
@@ -117,10 +116,9 @@ class Settling:
         except InvalidOption as junk:  # raise Retry("soon")
             fate, error = Dead("failed"), junk
         if failed and breaker is not None:
-            breaker.record(0, 1, self.clock.monotonic())
             if broken:
                 fate = Release(breaker.pause)
-            if breaker.open:
+            if breaker.record(0, 1, self.clock.monotonic()):
                 self._trip(breaker)
         return self.apply(delivery, fate, error)
 
@@ -157,17 +155,17 @@ class Settling:
         self.lanes.resume(self.clock.monotonic())
         self.wake()
 
+    @property
+    def tripped(self) -> bool:
+        """The breaker is open and no probe is due."""
+        return self.breaker is not None and self.breaker.wait(self.clock.monotonic()) > 0
+
     def _trip(self, breaker: Breaker) -> None:
         """Most of what is handled fails: give back what has not started; one may start when the pause is over."""
-        if not self.tripped:
-            wait = breaker.wait(self.clock.monotonic())
-            log.warning("breaker of %s is open: most of its messages fail; a probe in %.1f s", self.policy.group, wait)
-            self.tripped = True
-            self.give_back()
-            asyncio.get_running_loop().call_later(wait, self._probe)
-
-    def _probe(self) -> None:
-        self.tripped = False
+        wait = breaker.wait(self.clock.monotonic())
+        log.warning("breaker of %s is open: most of its messages fail; a probe in %.1f s", self.policy.group, wait)
+        self.give_back()
+        asyncio.get_running_loop().call_later(wait + 0.001, self.wake)
         self.wake()
 
     # -- committing

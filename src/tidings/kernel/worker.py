@@ -49,10 +49,6 @@ class Share:
 
     busy = 0
 
-    @property
-    def slice(self) -> float:
-        return max(SLICE / max(self.busy, 1), SLICE_LEAST)
-
 
 class Slot:
     """One worker task: what it handles, and since when (0: nothing, or told to stop)."""
@@ -253,7 +249,7 @@ class Worker:
         self.breathing = self.blocked = True
         await asyncio.sleep(0)
         self.breathing = False
-        self.until = self.clock.monotonic() + self.share.slice
+        self.until = self.clock.monotonic() + max(SLICE / max(self.share.busy, 1), SLICE_LEAST)
         if self.settling.due:
             await self._flush()
         else:
