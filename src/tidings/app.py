@@ -18,7 +18,7 @@ from .inject import Function, Values, provide
 from .kernel.bus import Bus, options_for
 from .kernel.codec import seal
 from .kernel.errors import AnswerFailed, DuplicateGroup, Duration, InvalidName, NothingToRun, NotOpen, nearest
-from .kernel.handler import Middleware
+from .kernel.handler import Middleware, single
 from .kernel.message import Message, new_id, seconds
 from .kernel.outcome import Backoff, Breaker
 from .kernel.settling import Stats
@@ -87,15 +87,14 @@ class App(Router):
 
     def add(self, registration: Registration) -> None:
         group = group_of(registration, self.name)
-        if not registration.live:
-            for other in self.registrations:
-                if not other.live and group_of(other, self.name) == group and other.role != "answer":
-                    raise DuplicateGroup(
-                        f"{registration.fn.__qualname__}() and {other.fn.__qualname__}() are both group {group!r}",
-                        why=f"each would get a part of the messages; the other one is at {other.where}",
-                        mend="give one of them group=..., or another function name",
-                        where=registration.where,
-                    )
+        for other in self.registrations:
+            if group_of(other, self.name) == group:
+                raise DuplicateGroup(
+                    f"{registration.fn.__qualname__}() and {other.fn.__qualname__}() are both group {group!r}",
+                    why=f"each would get a part of the messages; the other one is at {other.where}",
+                    mend="give one of them group=..., or another function name",
+                    where=registration.where,
+                )
         if registration.bus not in self.urls:
             mend = nearest(registration.bus, self.urls) or f"App({self.name!r}, ..., {registration.bus}=url)"
             raise InvalidName(f"{self.name!r} has no bus {registration.bus!r}", mend=mend, where=registration.where)
@@ -204,18 +203,19 @@ class App(Router):
             middleware=self.middleware,
             provided={App: self},
             overrides=self._overrides,
+            buses=self._buses,
         )
         values: Values = {}
         before = {name: await _groups(bus) for name, bus in self._buses.items()}
         start = asyncio.get_running_loop().create_task
         for r in self.registrations:
-            assembly = Assembly(r, group_of(r, self.name), self._bus(r.bus), defaults)
+            assembly = Assembly(r, group_of(r, self.name), defaults)
             scoped = [d for d in assembly.plan.dependencies if d.scope == "app"]
             await provide(scoped, None, None, values, self._stack)
+            self._assemblies.append(assembly)
             if r.each:
                 self._tickers.add(start(self._tick_each(assembly, values)))
                 continue
-            self._assemblies.append(assembly)
             self._workers[assembly.group] = await assembly.worker(values)
             if r.role == "tick":
                 chooser = schedule.ticking(assembly.bus, r.where)
@@ -228,8 +228,7 @@ class App(Router):
             task.add_done_callback(_report)
 
     async def _tick_each(self, assembly: Assembly, values: Values) -> None:
-        one, bus = assembly.handler(values).one, assembly.bus
-        assert one is not None
+        one, bus = single(assembly.handler(values)), assembly.bus
 
         async def call() -> None:
             tick: Message[Any] = Message(TICK + assembly.group, id=new_id(), time=bus.clock.now())

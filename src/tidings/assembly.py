@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from msgspec import Struct
@@ -15,11 +15,23 @@ from .executors import Processes, Threads
 from .inject import Function, Plan, Recipe, Values, caller, invoker, plan
 from .kernel.bus import Bus
 from .kernel.codec import Decode, decoder
-from .kernel.handler import Executor, Handler, Middleware, Origin, batch, emitter, full, lean, wrapped
+from .kernel.handler import (
+    Executor,
+    Handler,
+    Middleware,
+    Origin,
+    Outcome,
+    Outgoing,
+    batch,
+    emitter,
+    full,
+    lean,
+    wrapped,
+)
 from .kernel.outcome import Backoff, Breaker
 from .kernel.settling import Policy
 from .kernel.topics import TICK, token
-from .kernel.transport import Subscription
+from .kernel.transport import Delivery, Subscription
 from .kernel.worker import Work, Worker
 from .router import Registration
 
@@ -36,13 +48,15 @@ class Defaults(Struct, frozen=True, kw_only=True):
     middleware: tuple[Middleware, ...]
     provided: Mapping[type, Any]
     overrides: Mapping[Function, Function]
+    buses: Mapping[str, Bus]
 
 
 class Assembly:
     """One handler of an open app."""
 
-    def __init__(self, registration: Registration, group: str, bus: Bus, defaults: Defaults) -> None:
-        self.registration, self.group, self.bus, self.defaults = registration, group, bus, defaults
+    def __init__(self, registration: Registration, group: str, defaults: Defaults) -> None:
+        self.registration, self.group, self.defaults = registration, group, defaults
+        self.bus = defaults.buses[registration.bus]
         self.executor: Executor | None = None
         r = registration
         self.origin = Origin(
@@ -88,7 +102,34 @@ class Assembly:
             made = Handler(one=lean(r.fn, self.decode, emit))
         else:
             made = Handler(one=full(invoker(r.fn, plan_, self.decode, values), emit))
+        if len(self.defaults.buses) > 1:
+            made = self._routed(made)
         return wrapped(made, (*self.defaults.middleware, *r.middleware), self.origin)
+
+    def _routed(self, handler: Handler) -> Handler:
+        """Outputs to another bus are published first, then the input is settled: at least once."""
+        own, buses, inner, many = self.bus.name, self.defaults.buses, handler.one, handler.many
+
+        async def send(outgoing: Outgoing) -> Outgoing:
+            for name in {message.bus for message in outgoing} - {own}:
+                await buses[name].publish([message for message in outgoing if message.bus == name])
+            return tuple(message for message in outgoing if message.bus == own)
+
+        async def one(delivery: Delivery) -> Outgoing:
+            outgoing = await inner(delivery)  # type: ignore[misc]
+            return await send(outgoing) if outgoing else ()
+
+        async def several(deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
+            outcomes = list(await many(deliveries))  # type: ignore[misc]
+            for index, outcome in enumerate(outcomes):
+                if isinstance(outcome, tuple) and outcome:
+                    try:
+                        outcomes[index] = await send(outcome)
+                    except Exception as error:
+                        outcomes[index] = error
+            return outcomes
+
+        return replace(handler, one=one if inner else None, many=several if many else None)
 
     def _executed(self, values: Values) -> Handler:
         r, answers = self.registration, self.registration.role == "answer"

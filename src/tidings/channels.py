@@ -57,7 +57,7 @@ class Topic(Generic[T]):
     decoded.
     """
 
-    __slots__ = ("bus", "classes", "lax", "name", "pattern", "template", "type")
+    __slots__ = ("bus", "classes", "lax", "name", "pattern", "publishable", "template", "type")
 
     @overload
     def __init__(self, name: str, type: TypeForm[T], *, bus: str = ..., lax: bool = ...) -> None: ...
@@ -69,8 +69,7 @@ class Topic(Generic[T]):
             refuse_reserved(self.pattern)
         captures(name)
         self.name = self.template = name
-        if self.pattern == name and not is_pattern(name):
-            self.pattern = name  # the same object: what a draft checks
+        self.publishable = not name.startswith("_") and "{" not in name and not is_pattern(name)
         self.type, self.bus, self.lax = type, bus, lax
         self.classes = _plain_classes(type)
 
@@ -88,13 +87,14 @@ class Topic(Generic[T]):
             if not isinstance(value, str) or not TOKEN.fullmatch(value):
                 raise InvalidName(f"{name}={value!r} is no token", mend=f"tidings.token({value!r})")
         bound = copy(self)
+        bound.publishable = True
         bound.name = bound.pattern = CAPTURE.sub(lambda found: values[found[1]], self.template)
         return bound
 
     def __call__(self, data: T, /, **meta: Unpack[Meta]) -> Message[T]:
         """A draft of a message, to be returned or published. Raises ``PayloadRefused``, ``InvalidOption``."""
-        if self.pattern is not self.name:
-            check_topic(self.name)
+        if not self.publishable:
+            refuse_reserved(check_topic(self.name))
         if self.classes and not isinstance(data, self.classes):
             wanted = " | ".join(sorted(c.__name__ for c in self.classes))
             raise PayloadRefused(

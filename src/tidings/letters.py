@@ -11,15 +11,10 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
-from .kernel.message import Headers, Message
+from .kernel.dead import original_headers
+from .kernel.message import Message
 from .kernel.topics import DEAD, GROUP
 from .kernel.transport import Stored
-
-
-def original_headers(headers: Headers | None) -> Headers | None:
-    """Headers without ours."""
-    kept = tuple((name, value) for name, value in headers or () if not name.startswith("tdg"))
-    return kept or None
 
 
 def revived(letter: Message[Any], group: str) -> Message[Any]:

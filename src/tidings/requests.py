@@ -67,21 +67,23 @@ class Requester:
         )
         request = seal(draft, now=self.bus.clock.now(), source=self.app)
         queue = self.pending[request.id] = Replies()
+        deadline = asyncio.get_running_loop().time() + timeout
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout_at(deadline):
                 await self.bus.publish((request,))
-                while True:
+            while True:
+                async with asyncio.timeout_at(deadline):  # never around a yield: it would cancel the caller
                     reply = await queue.get()
-                    kind = reply.header("tdgreply")
-                    if kind == "error":
-                        raise AnswerFailed(f"{name} answered with an error: {reply.body.decode(errors='replace')}")
-                    if kind != "value" and stream.refuses(reply):
-                        continue
-                    if kind == "end":
-                        return
-                    yield decode(reply.body, reply.content_type)
-                    if kind != "item":
-                        return
+                kind = reply.header("tdgreply")
+                if kind == "error":
+                    raise AnswerFailed(f"{name} answered with an error: {reply.body.decode(errors='replace')}")
+                if kind != "value" and stream.refuses(reply):
+                    continue
+                if kind == "end":
+                    return
+                yield decode(reply.body, reply.content_type)
+                if kind != "item":
+                    return
         except TimeoutError:
             raise RequestTimeout(f"no reply from {name} within {timeout:g} s") from None
         finally:
@@ -180,7 +182,12 @@ def answering(many: Many, bus: Bus, source: str) -> Many:
     reply = replier(source, bus.clock.now)
 
     async def answered(deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
-        outcomes = await many(deliveries)
+        try:
+            outcomes = await many(deliveries)
+        except Exception as error:
+            if len(deliveries) > 1:
+                raise  # each will be tried alone
+            outcomes = [error]
         return [
             reply(delivery.message, error_text(outcome), "error") if isinstance(outcome, BaseException) else outcome
             for delivery, outcome in zip(deliveries, outcomes, strict=False)

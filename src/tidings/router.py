@@ -233,8 +233,8 @@ def _refuse_contradictions(r: Registration) -> None:
         raise refuse("a batch handler runs on the loop and returns messages", "drop run= and to=")
     if r.within and not r.batch:
         raise refuse("within= goes with batch=", "give batch=")
-    if r.to is not None and r.to.pattern != r.to.name:
-        raise refuse(f"to={r.to.name!r} has captures", "return topic.bind(...)(payload) instead of using to=")
+    if r.to is not None and not r.to.publishable:
+        raise refuse(f"to={r.to.name!r} is no single topic", "return topic.bind(...)(payload) instead of using to=")
     if r.run == "process":
         check_importable(r.fn)
     if r.run != "loop":

@@ -79,7 +79,7 @@ class Cron(Struct, frozen=True):
         return float(next(CronSim(self.expression, start, reverse=reverse)).timestamp())
 
     def last(self, now: float) -> float:
-        return self._near(now + 1, reverse=True)
+        return self._near(now // 1 + 1, reverse=True)
 
     def next(self, due: float) -> float:
         return self._near(due, reverse=False)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from contextvars import copy_context
+from itertools import zip_longest
+from typing import Any
 
 from .handler import Outcome
-from .settling import FLUSH
 from .transport import ACK, Delivery, Release, Settlement
 from .worker import Slot, Worker
 
@@ -18,100 +20,93 @@ class ChunkWorker(Worker):
     A batch may take a key's whole waiting run, in order, holding its lane; what follows a failure of its key waits.
     """
 
-    filling: asyncio.Task[None] | None = None
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.arrived, self.clean = asyncio.Event(), copy_context()
 
     async def _work(self) -> None:
-        lanes, clean, slot = self.lanes, copy_context(), Slot()
+        lanes, slot = self.lanes, Slot()
         self.slots.add(slot)
         try:
             while not self.draining:
                 if not lanes.ready or self.blocked:
-                    await self._refill()
-                    continue
-                if self.clock.monotonic() > self.until:
+                    await self._rest()
+                elif self.clock.monotonic() > self.until:
                     await self._breathe()
-                if self.work.within:
-                    await self._fill()
-                if self.blocked or self.draining:
-                    continue
-                chunk = lanes.take(self.handler.limit(), runs=self.handler.batch)
-                if self.idle and not self.waking:
-                    self._rouse()
-                await self._chunk(slot, chunk)
-                if len(self.settling.ready) >= FLUSH:
-                    await self._flush()
-                if copy_context() != clean:
-                    break
+                elif not self.work.within or await self._filled():
+                    chunk = lanes.take(self.handler.limit(), runs=self.handler.batch)
+                    if self.idle and not self.waking:
+                        self._rouse()
+                    await self._chunk(slot, chunk)
+                    if len(self.settling.ready) >= self.limit:
+                        self._flush_soon()
         finally:
-            self._leave(slot)
+            self.slots.discard(slot)
+            self._wake()
 
-    async def _receive(self) -> None:
-        """Receiving is never cancelled: it has a task of its own, which a batch that stops waiting leaves to others."""
-        await self._received(None)
+    def _wake(self) -> None:
+        super()._wake()
+        self.arrived.set()
 
-    async def _received(self, timeout: float | None) -> None:
-        if self.filling is None:
-            self.filling = asyncio.get_running_loop().create_task(super()._receive())
-            self.filling.add_done_callback(lambda _: self._wake())
-        filling = self.filling
-        await asyncio.wait({filling}, timeout=timeout)
-        if filling.done():
-            self.filling = None if self.filling is filling else self.filling
-            filling.result()
+    def _hungry(self) -> bool:
+        return self.lanes.fresh < self.handler.limit()
 
-    async def _fill(self) -> None:
-        """Let a batch wait for more, up to ``within``."""
-        deadline = self.clock.monotonic() + self.work.within
-        while self.lanes.fresh < self.handler.limit() and not self.draining and not self.blocked and self._room() > 0:
-            left = deadline - self.clock.monotonic()
-            if left <= 0:
-                return
-            await self._received(left)
+    async def _filled(self) -> bool:
+        """Let a batch wait for more, up to ``within``; whether there is one to take then."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self.work.within):
+                while self._hungry() and not self.blocked and not self.draining and self.settling.suspect is None:
+                    self.wanted.set()
+                    self.arrived.clear()
+                    await self.arrived.wait()
+        return bool(self.lanes.ready) and not self.blocked and not self.draining
 
     async def _chunk(self, slot: Slot, chunk: Sequence[Delivery]) -> None:
-        settling = self.settling
-        runs = [delivery for delivery in chunk if settling.may_start(delivery)]
-        outcomes = await self._try(slot, runs)
-        if outcomes is None:
-            outcomes = await self._singly(slot, runs)
-        held: set[str | None] = set()
-        again = list(runs[len(outcomes) :])
-        for delivery, outcome in zip(runs, outcomes, strict=False):
-            if outcome is None:
-                again.append(delivery)
-            elif not isinstance(outcome, BaseException):
-                settling.ready.append(Settlement(delivery, ACK, outcome))
-            elif not settling.failed(delivery, outcome):
-                held.add(delivery.message.key)
+        runs = [delivery for delivery in chunk if self.settling.may_start(delivery)]
+        held: set[str] = set()  # keys whose lane must wait
+        again: list[Delivery] = []
+        outcomes = await self._try(slot, runs, runs)
+        if outcomes is not None:
+            for delivery, outcome in zip_longest(runs, outcomes):
+                self._ended(delivery, outcome, held, again)
+        else:
+            for index, delivery in enumerate(runs):
+                waits = delivery.message.key in held
+                outcomes = None if waits else await self._try(slot, (delivery,), runs[index:])
+                self._ended(delivery, outcomes[0] if outcomes else None, held, again)
         for refused in self.lanes.requeue(again):
-            settling.put(Settlement(refused, Release()))
+            self.settling.put(Settlement(refused, Release()))
         for delivery in {delivery.message.key: delivery for delivery in chunk}.values():
             if delivery.message.key not in held:
                 self.lanes.done(delivery)
 
-    async def _singly(self, slot: Slot, runs: Sequence[Delivery]) -> list[Outcome | None]:
-        outcomes: list[Outcome | None] = []
-        failed: set[str] = set()
-        for delivery in runs:
-            key = delivery.message.key
-            outcome = None if key in failed else (await self._try(slot, (delivery,)) or [None])[0]
-            outcomes.append(outcome)
-            if key is not None and isinstance(outcome, BaseException):
-                failed.add(key)
-        return outcomes
+    def _ended(self, delivery: Delivery, outcome: Outcome | None, held: set[str], again: list[Delivery]) -> None:
+        key = delivery.message.key
+        if outcome is None or (isinstance(outcome, BaseException) and key in held):
+            again.append(delivery)  # it has not run; or it waits behind a failure of its key
+        elif not isinstance(outcome, BaseException):
+            self.settling.ready.append(Settlement(delivery, ACK, outcome))
+        elif not self.settling.failed(delivery, outcome) and key is not None:
+            held.add(key)
 
-    async def _try(self, slot: Slot, runs: Sequence[Delivery]) -> list[Outcome | None] | None:
-        """The outcomes of one call; ``None`` if several failed as a whole."""
+    async def _try(
+        self, slot: Slot, runs: Sequence[Delivery], hand: Sequence[Delivery]
+    ) -> Sequence[Outcome | None] | None:
+        """The outcomes of one call; ``None`` if several failed as a whole. ``hand``: what is held meanwhile."""
         if not runs:
-            return []
-        slot.deliveries, slot.since = runs, self.clock.monotonic()
-        try:
-            outcomes: list[Outcome | None] = list(await self.handler.many(runs))  # type: ignore[misc]
+            return ()
+        slot.deliveries, slot.since = hand, self.clock.monotonic()
+        try:  # in a context of its own
+            call = asyncio.get_running_loop().create_task(self._call(runs), context=self.clean.copy())
+            outcomes: Sequence[Outcome | None] = await call
         except (Exception, asyncio.CancelledError) as error:
-            cause = self._cause(slot, error)
+            outcomes = (self._cause(slot, error),)
             slot.since = 0.0
-            return [cause] if len(runs) == 1 else None
-        if not slot.since and self.handler.cancellable:
-            slot.task.uncancel()
+            return outcomes if len(runs) == 1 else None
+        if not slot.since:
+            slot.task.uncancel()  # the handler swallowed our deadline
         slot.since = 0.0
         return outcomes
+
+    async def _call(self, runs: Sequence[Delivery]) -> Sequence[Outcome]:
+        return await self.handler.many(runs)  # type: ignore[misc]

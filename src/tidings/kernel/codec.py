@@ -24,7 +24,7 @@ Decode = Callable[[bytes, str], Any]
 
 def _foreign(data: Any) -> Any:
     """What msgspec does not know: pydantic models."""
-    if _is_pydantic(type(data)):
+    if hasattr(data, "model_dump"):
         return data.model_dump(mode="json", by_alias=True)
     raise TypeError(f"{type(data).__name__} is no msgspec Struct, dataclass, TypedDict, pydantic model or JSON value")
 
@@ -36,20 +36,12 @@ _json_text = msgspec.json.Decoder(str).decode
 def encode(data: Any) -> tuple[bytes, str]:
     """A payload's body and content type. Raises ``PayloadRefused`` for what has no faithful form."""
     try:
-        body, content_type = _writer(data.__class__)(data)
-        # JSON has no NaN or infinity: encoders write null, which another reader would take for nothing
-        if (
-            content_type is not JSON
-            or b"null" not in body
-            or _finite(msgspec.to_builtins(data, str_keys=True, enc_hook=_foreign))
-        ):
-            return body, content_type
+        return _writer(data.__class__)(data)
     except UnicodeEncodeError as error:
         mend = "text.encode(errors='replace').decode()"
         raise PayloadRefused("the payload has a lone surrogate", why=str(error), mend=mend) from None
     except (TypeError, ValueError, RecursionError) as error:
-        raise PayloadRefused(f"a {type(data).__name__} cannot be published", why=str(error)) from None
-    raise PayloadRefused("the payload has a NaN or an infinity", why="JSON has no such number", mend="publish None")
+        raise PayloadRefused(f"this {type(data).__name__} cannot be published", why=str(error)) from None
 
 
 @lru_cache(1024)
@@ -58,10 +50,18 @@ def _writer(kind: type) -> Callable[[Any], tuple[bytes, str]]:
         return lambda data: (bytes(data), BINARY)
     if issubclass(kind, str):
         return lambda text: (text.encode(), TEXT)
-    if _is_pydantic(kind):
-        return lambda model: (model.model_dump_json(by_alias=True).encode(), JSON)
-    write = _json.encode
-    return lambda data: (write(data), JSON)
+    model = hasattr(kind, "model_dump_json")
+    write = (lambda data: data.model_dump_json(by_alias=True).encode()) if model else _json.encode
+
+    def to_json(data: Any) -> tuple[bytes, str]:
+        body = write(data)
+        # JSON has no NaN: encoders write null, which another reader would take for nothing; pydantic may write NaN
+        doubtful = b"null" in body or (model and (b"NaN" in body or b"Infinity" in body))
+        if doubtful and not _finite(msgspec.to_builtins(data, str_keys=True, enc_hook=_foreign)):
+            raise ValueError("JSON has no NaN and no infinity: publish None")
+        return body, JSON
+
+    return to_json
 
 
 def _finite(data: Any) -> bool:
@@ -103,6 +103,7 @@ def seal(
         correlation,
         draft.causation_id if parent is None else parent.id,
         draft.address,
+        bus=draft.bus,
     )
 
 
@@ -113,12 +114,15 @@ def decoder(type: Any, *, lax: bool = False) -> Decode:
     """
     try:
         return _decoder(type, lax)
-    except TypeError as error:  # unhashable, or unknown to msgspec and pydantic
+    except InvalidHandler:
+        raise
+    except Exception as error:  # unhashable, or unknown to msgspec and pydantic
         raise _undecodable_type(type, str(error)) from None
 
 
 @lru_cache(1024)
 def _decoder(type: Any, lax: bool) -> Decode:
+    type = types.NoneType if type is None else type
     members = set(get_args(type)) if get_origin(type) in (Union, types.UnionType) else {type}
     takes_text, takes_bytes, takes_none = (bool(members & {kind, Any, object}) for kind in (str, bytes, types.NoneType))
     from_json = _from_json(type, lax) if members - {bytes, str, types.NoneType} or members == {types.NoneType} else None
@@ -128,14 +132,18 @@ def _decoder(type: Any, lax: bool) -> Decode:
         if content_type == JSON and from_json is not None and body:
             return read(from_json, body)
         kind = content_type.partition(";")[0].strip().lower()
-        if not body and takes_none:
+        text = kind.startswith("text/")
+        nothing = not body or (body == b"null" and kind == JSON)
+        if nothing and takes_none and not (text and takes_text) and not (kind == BINARY and takes_bytes):
             return None
         if body and from_json is not None and (kind in ("", JSON, "text/json") or kind.endswith("+json")):
             return read(from_json, body)
-        if takes_text and (kind.startswith("text/") or (not takes_bytes and from_json is None)):
-            return read(_json_text if kind == JSON else bytes.decode, body)
+        if takes_text and (text or (not takes_bytes and from_json is None)):
+            return read(_json_text if kind == JSON and body else bytes.decode, body)
         if takes_bytes:
             return body
+        if text and body and from_json is not None:  # Literal, NewType, StrEnum
+            return read(lambda text: from_json(_json.encode(text.decode())), body)
         if not body:
             raise Undecodable(f"the body is empty, which no {name} is", mend=f"send JSON, or take {name} | None")
         mend = "send application/json, or take bytes and decode them in the handler"

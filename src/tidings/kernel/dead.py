@@ -11,7 +11,8 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from .message import Message, with_headers
+from .errors import text_of
+from .message import Headers, Message, with_headers
 from .topics import DEAD
 from .transport import Delivery
 
@@ -34,17 +35,22 @@ def dead_letter(
     }
     if error is not None:
         told["tdgerror"] = type(error).__qualname__
-        told["tdgdetail"] = _cut(str(error), 1024)
+        told["tdgdetail"] = _cut(text_of(error), 1024)
         told["tdgtraceback"] = _cut("".join(traceback.format_exception(error)), TRACEBACK)
     return replace(
         message,
-        headers=with_headers(message.headers, told.items()),
+        headers=with_headers(original_headers(message.headers), told.items()),
         address=DEAD + group,
         deliver_at=None,
         expires_at=None,
         priority=0,
         reply_to=None,
     )
+
+
+def original_headers(headers: Headers | None) -> Headers | None:
+    """Headers without ours."""
+    return tuple((name, value) for name, value in headers or () if not name.startswith("tdg")) or None
 
 
 def _cut(text: str, limit: int) -> str:

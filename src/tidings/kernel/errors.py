@@ -220,6 +220,14 @@ class Partial(Exception):
         self.errors = dict(errors)
 
 
+def text_of(error: BaseException) -> str:
+    """An error's text, whatever its ``__str__`` does."""
+    try:
+        return str(error)
+    except Exception:
+        return "(it has no text)"
+
+
 def caller() -> str:
     """``file:line`` of the nearest frame outside this package, or ``""``."""
     frame = sys._getframe(1)

@@ -121,13 +121,22 @@ def wrapped(handler: Handler, middleware: Sequence[Middleware], origin: Origin) 
             many = layer.many(many) if many is not None else None  # type: ignore[attr-defined]
         return replace(handler, one=one, many=many)
 
-    async def hop(delivery: Delivery) -> Outgoing:
+    return wrapped(Handler(one=single(handler), cancellable=handler.cancellable), middleware, origin)
+
+
+def single(handler: Handler) -> One:
+    """The handler as a ``One``."""
+    many = handler.many
+    if handler.one is not None or many is None:
+        return handler.one  # type: ignore[return-value]
+
+    async def one(delivery: Delivery) -> Outgoing:
         outcome = (await many((delivery,)))[0]
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
 
-    return wrapped(Handler(one=hop, cancellable=handler.cancellable), middleware, origin)
+    return one
 
 
 class Yielded(list[Any]):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from heapq import heappop, heappush
-from itertools import chain, count
+from itertools import chain, count, takewhile
 
 from .transport import Delivery
 
@@ -19,7 +19,7 @@ from .transport import Delivery
 class Lanes:
     """The deliveries in one worker's hands that have not started. No I/O, no clock."""
 
-    __slots__ = ("_busy", "_order", "_queued", "_waiting", "ready", "suspects")
+    __slots__ = ("_busy", "_order", "_waiting", "ready", "suspects")
 
     def __init__(self) -> None:
         self.ready: deque[Delivery] = deque()
@@ -27,7 +27,6 @@ class Lanes:
         self._busy: dict[str, deque[Delivery] | None] = {}  # a key in someone's hands -> those behind it
         self._waiting: list[tuple[float, int, Delivery]] = []
         self._order = count().__next__
-        self._queued = 0  # behind others of their key
 
     def add(self, deliveries: Iterable[Delivery]) -> None:
         """Take what was received, in order."""
@@ -36,7 +35,6 @@ class Lanes:
             key = delivery.message.key
             if key is not None:
                 if key in busy:
-                    self._queued += 1
                     queue = busy[key]
                     if queue is None:
                         busy[key] = deque((delivery,))
@@ -55,7 +53,6 @@ class Lanes:
         if key is not None:
             if queue := self._busy[key]:
                 following = queue.popleft()
-                self._queued -= 1
                 (self.suspects if following.suspect else self.ready).append(following)
             else:
                 del self._busy[key]
@@ -72,7 +69,8 @@ class Lanes:
     @property
     def fresh(self) -> int:
         """How many could be taken as runs."""
-        return len(self.ready) + self._queued
+        queues = (self._busy.get(delivery.message.key or "") or () for delivery in self.ready)
+        return len(self.ready) + sum(len(list(takewhile(lambda d: not d.suspect, queue))) for queue in queues)
 
     @property
     def waiting(self) -> int:
@@ -89,15 +87,12 @@ class Lanes:
             queue = self._busy[delivery.message.key] if runs and delivery.message.key is not None else None
             while queue and len(taken) < limit and not queue[0].suspect:
                 taken.append(queue.popleft())
-                self._queued -= 1
         return taken
 
     def hold(self, delivery: Delivery) -> list[Delivery]:
         """Empty the lane of a delivery that goes back to an ordered group: those behind it must go back too."""
         key = delivery.message.key
-        held = list(self._busy.pop(key, None) or ()) if key is not None else []
-        self._queued -= len(held)
-        return held
+        return list(self._busy.pop(key, None) or ()) if key is not None else []
 
     def requeue(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Put back what was taken and has not run, before what came later; returns those whose lane is gone."""
@@ -109,7 +104,6 @@ class Lanes:
             elif key in self._busy:
                 queue = self._busy[key]
                 self._busy[key] = deque((delivery, *(queue or ())))
-                self._queued += 1
             else:
                 gone.append(delivery)
         return gone
@@ -124,7 +118,6 @@ class Lanes:
                 self._busy.pop(delivery.message.key, None)
         for key in self._busy:
             self._busy[key] = None
-        self._queued = 0
         self.ready.clear()
         self.suspects.clear()
         return fresh, waiting

@@ -106,7 +106,7 @@ def seconds(duration: Duration, name: str = "duration") -> float:
     elif isinstance(duration, str):
         if duration and not _DURATION.sub("", duration):
             value = sum(float(number) * _UNITS[unit] for number, unit in _DURATION.findall(duration))
-    elif not isinstance(duration, bool):
+    elif isinstance(duration, int | float) and not isinstance(duration, bool):
         value = float(duration)
     if not 0 <= value < 1e10:
         mend = 'write "250ms", "5s", "1h30m", "2d", or a number of seconds, at least 0'

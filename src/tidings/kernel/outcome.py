@@ -19,7 +19,7 @@ from random import random
 from msgspec import Struct
 from msgspec.structs import force_setattr
 
-from .errors import Defer, DeliveryError, Duration, InvalidOption, Reject, Skip, Undecodable, WrongReturn
+from .errors import Defer, DeliveryError, Duration, InvalidOption, Reject, Skip, Undecodable, WrongReturn, text_of
 from .errors import Retry as RetryAsked
 from .message import seconds
 from .transport import ACK, Ack, Delivery, Release, Retry
@@ -122,7 +122,7 @@ def decide(error: BaseException, delivery: Delivery, backoff: Backoff, *, broken
     delay = backoff.delay(failures) if asked is None else seconds(asked, "delay")
     if delay <= IN_PLACE and room:
         return Wait(delay, failures)
-    return Retry(delay, failures, f"{type(error).__name__}: {error}"[:200])
+    return Retry(delay, failures, f"{type(error).__name__}: {text_of(error)}"[:200])
 
 
 def before(delivery: Delivery, backoff: Backoff, now: float) -> Fate | None:
@@ -182,7 +182,7 @@ class Breaker(Struct, kw_only=True):
             self.until = now + min(self.pause * 2**self.pauses, self.limit)
             self.pauses += 1
             return True
-        if succeeded and not failed:
+        if succeeded and not failed and now >= (self.until or 0.0):
             self.until, self.pauses = None, 0
             self.buckets.clear()
         return False

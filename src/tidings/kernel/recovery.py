@@ -18,15 +18,18 @@ TURN = 0.001  # seconds between looks at the permit
 
 
 async def recover(consumer: Consumer, settling: Settling, start: Callable[[], None]) -> None:
-    """Let the suspects in hand run, one by one; ``start`` rouses a worker."""
-    while settling.lanes.suspects:
-        while not PERMIT.acquire(blocking=False):  # noqa: ASYNC110  # no event spans several loops
-            await asyncio.sleep(TURN)
-        try:
-            if settling.lanes.suspects:
-                await _recover_one(settling.lanes.suspects.popleft(), consumer, settling, start)
-        finally:
-            PERMIT.release()
+    """Let suspects run, one by one, for ever; ``start`` rouses a worker."""
+    while True:
+        await settling.suspected.wait()
+        settling.suspected.clear()
+        while settling.lanes.suspects:
+            while not PERMIT.acquire(blocking=False):  # noqa: ASYNC110  # no event spans several loops
+                await asyncio.sleep(TURN)
+            try:
+                if settling.lanes.suspects:
+                    await _recover_one(settling.lanes.suspects.popleft(), consumer, settling, start)
+            finally:
+                PERMIT.release()
 
 
 async def _recover_one(delivery: Delivery, consumer: Consumer, settling: Settling, start: Callable[[], None]) -> None:

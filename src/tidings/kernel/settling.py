@@ -1,7 +1,7 @@
 """From what a handler did to committed settlements: fates are applied here, and settlements leave in batches.
 
-They leave when ``FLUSH`` are ready, ``FLUSH_AFTER`` seconds after the first, or when the worker is idle; never "when
-the received batch is done": one slow handler would withhold everybody's. At most ``UNFLUSHED`` are on the way, those
+They leave when ``FLUSH`` are ready, 2 ms after the first, or when the worker is idle; never "when the received batch is
+done": one slow handler would withhold everybody's. At most ``UNFLUSHED`` are on the way, those
 being committed included: that bounds the duplicates after a crash.
 """
 
@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from .clock import Clock
 from .dead import dead_letter
-from .errors import BusError, InvalidOption
+from .errors import BusError, Skip
 from .lanes import Lanes
 from .outcome import Backoff, Breaker, Dead, Fate, Kind, Wait, before, classify, decide
 from .topics import DEAD
@@ -24,7 +24,7 @@ from .transport import ACK, Consumer, Delivery, Failure, Release, Retry, Settlem
 log = logging.getLogger("tidings")
 
 FLUSH, UNFLUSHED = 256, 512  # settlements
-FLUSH_AFTER = 0.002  # seconds
+EARLY = 0.001  # seconds that timers may fire too early
 AGAIN = 0.5  # seconds between tries while the bus does not take settlements
 
 
@@ -63,21 +63,18 @@ class Settling:
         self.committing: Sequence[Settlement] = ()
         self.held = 0  # received and not yet committed
         self.suspect: tuple[Delivery, asyncio.Future[None]] | None = None  # running, and to be told when settled
-        self._other = 0  # of those ready: not a handler's success
-        self._emptied = 0.0
+        self.flushable, self.suspected = asyncio.Event(), asyncio.Event()
+        self._other = self._counted = 0  # of those ready: no handler's success; known to the breaker
 
     @property
     def full(self) -> bool:
         return len(self.ready) + len(self.committing) >= UNFLUSHED
 
-    @property
-    def due(self) -> bool:
-        return bool(self.ready) and not self.committing and self.clock.monotonic() - self._emptied > FLUSH_AFTER
-
     def put(self, settlement: Settlement) -> None:
         """Add a settlement that is not a handler's success."""
         self.ready.append(settlement)
         self._other += 1
+        self.flushable.set()
 
     def give_back(self) -> None:
         """All that has not started: released, uncounted; what waits in place keeps its failures."""
@@ -113,17 +110,22 @@ class Settling:
         room = self.lanes.waiting < policy.most_waiting
         try:
             fate = decide(error, delivery, policy.backoff, broken=broken, room=room, now=self.clock.now())
-        except InvalidOption as junk:  # raise Retry("soon")
+        except Exception as junk:  # raise Retry("soon")
             fate, error = Dead("failed"), junk
         if failed and breaker is not None:
             if broken:
                 fate = Release(breaker.pause)
-            if breaker.record(0, 1, self.clock.monotonic()):
+            if self._count(breaker, 1):
                 self._trip(breaker)
         return self.apply(delivery, fate, error)
 
-    def apply(self, delivery: Delivery, fate: Fate, error: BaseException | None) -> bool:
-        """Carry out a fate; True when the delivery's lane may move on."""
+    def _count(self, breaker: Breaker, failed: int) -> bool:
+        good = len(self.ready) - self._other - self._counted
+        self._counted += good
+        return breaker.record(good, failed, self.clock.monotonic())
+
+    def apply(self, delivery: Delivery, fate: Fate, error: BaseException | None, *, lane: bool = True) -> bool:
+        """Carry out a fate; True when the delivery's ``lane``, if it still has one, may move on."""
         final = isinstance(fate, Dead) and (delivery.message.address or "").startswith(DEAD)
         if fate is not ACK and (self.policy.once or final):  # a dead letter that fails again stays where it is
             log.warning("%s failed, and nothing is tried again", self.policy.group, exc_info=error)
@@ -142,17 +144,17 @@ class Settling:
             return True
         self.put(Settlement(delivery, fate))
         if fate is ACK:
-            self.stats.skipped += error is not None
+            self.stats.skipped += isinstance(error, Skip)
             return True
         self.stats.released += isinstance(fate, Release)
-        if not self.policy.ordered:
+        if not self.policy.ordered or not lane:
             return True
         for following in self.lanes.hold(delivery):  # in one settle: only the key's lowest may run until it succeeds
             self.put(Settlement(following, Release()))
         return False
 
     def _resume(self) -> None:
-        self.lanes.resume(self.clock.monotonic())
+        self.lanes.resume(self.clock.monotonic() + EARLY)
         self.wake()
 
     @property
@@ -165,22 +167,27 @@ class Settling:
         wait = breaker.wait(self.clock.monotonic())
         log.warning("breaker of %s is open: most of its messages fail; a probe in %.1f s", self.policy.group, wait)
         self.give_back()
-        asyncio.get_running_loop().call_later(wait + 0.001, self.wake)
+        asyncio.get_running_loop().call_later(wait + EARLY, self.wake)
         self.wake()
 
     # -- committing
 
-    async def flush(self) -> None:
-        """Commit all that is ready, and what becomes ready meanwhile. One flush at a time."""
-        while self.ready:
-            batch, other = self.ready[:], self._other
-            self.ready.clear()
-            self._other, self.committing = 0, batch
-            try:
+    async def flushing(self) -> None:
+        """Commit all that is ready whenever ``flushable`` is set, and what becomes ready meanwhile; for ever."""
+        while True:
+            await self.flushable.wait()
+            self.flushable.clear()
+            while self.ready:
+                if self.breaker is not None:
+                    self._count(self.breaker, 0)
+                batch, good = self.ready[:], len(self.ready) - self._other
+                self.ready.clear()
+                self._other = self._counted = 0
+                self.committing = batch
+                self.wake()
                 failures = await self._settle(batch)
-            finally:
-                self.committing, self._emptied = (), self.clock.monotonic()
-            self._committed(batch, failures, len(batch) - other)
+                self.committing = ()
+                self._committed(batch, failures, good - len(failures))
 
     async def _settle(self, batch: Sequence[Settlement]) -> list[Failure]:
         """Settle what is still ours, trying again for as long as the bus cannot."""
@@ -203,8 +210,6 @@ class Settling:
             self._unsettled(batch[failure.index], failure)
         for settlement in batch if self.suspect is not None else ():
             self._suspect_left(settlement.delivery)
-        if good > 0 and self.breaker is not None:
-            self.breaker.record(good, 0, self.clock.monotonic())
         self.wake()
 
     def _suspect_left(self, delivery: Delivery) -> None:
@@ -225,8 +230,8 @@ class Settling:
         elif any(message.header("tdgreason") for message in settlement.outgoing):
             log.error("a dead letter of %s was refused: %s", self.policy.group, failure.error)
             self.put(Settlement(delivery, Release(60.0)))
-        else:
+        else:  # its lane has moved on
+            self.stats.failed += 1
             backoff, now = self.policy.backoff, self.clock.now()
-            self.apply(
-                delivery, decide(failure.error, delivery, backoff, broken=False, room=False, now=now), failure.error
-            )
+            fate = decide(failure.error, delivery, backoff, broken=False, room=False, now=now)
+            self.apply(delivery, fate, failure.error, lane=False)

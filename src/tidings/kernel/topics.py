@@ -25,8 +25,8 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 
 def token(text: str) -> str:
     """Any text as one token, percent-escaped and reversible (``token("a.b")`` is ``"a%2Eb"``). Refuses ``""``."""
-    if not text:
-        raise InvalidName("a token cannot be empty")
+    if not text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidName(f"{text!r} cannot be a token", why="it is empty, or has a lone surrogate")
     return _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), text)
 
 
@@ -109,21 +109,21 @@ class Matcher(Generic[V]):
     """Which values listen to a topic: a trie of patterns with a bounded cache in front."""
 
     def __init__(self) -> None:
-        self._root: dict[str, Any] = {}
+        self._root: dict[str | None, Any] = {}
         self._known: dict[str, tuple[V, ...]] = {}
 
     def add(self, pattern: str, value: V) -> None:
         node = self._root
         for part in pattern.split("."):
             node = node.setdefault(part, {})
-        node.setdefault("", []).append(value)
+        node.setdefault(None, []).append(value)
         self._known.clear()
 
     def remove(self, pattern: str, value: V) -> None:
         node = self._root
         for part in pattern.split("."):
             node = node[part]
-        node[""].remove(value)
+        node[None].remove(value)
         self._known.clear()
 
     def match(self, topic: str) -> tuple[V, ...]:
@@ -135,12 +135,12 @@ class Matcher(Generic[V]):
             found = self._known[topic] = tuple(self._walk(self._root, topic.split("."), topic.startswith("_")))
         return found
 
-    def _walk(self, node: dict[str, Any], parts: list[str], literal: bool) -> Iterator[V]:
+    def _walk(self, node: dict[str | None, Any], parts: list[str], literal: bool) -> Iterator[V]:
         if not parts:
-            yield from node.get("", ())
+            yield from node.get(None, ())
             return
         if not literal:
-            yield from node.get(">", {}).get("", ())
+            yield from node.get(">", {}).get(None, ())
             if star := node.get("*"):
                 yield from self._walk(star, parts[1:], False)
         if exact := node.get(parts[0]):

@@ -2,7 +2,7 @@
 
 ``concurrency`` long-lived tasks, at most one of them runnable: it takes a delivery, awaits its handler in line, and
 goes on to the next. When the handler suspends, the next task carries on. There is no task, lock, timer or context
-manager per message. Rules:
+manager per message. One more task receives, another flushes settlements. Rules:
 
 - A slice lasts 1 ms divided by the busy subscriptions of the loop, by the clock; then the loop gets a breath.
 - A task whose handler left context variables behind is replaced.
@@ -25,12 +25,13 @@ from .errors import BusError, HandlerTimeout
 from .handler import Handler
 from .outcome import Breaker
 from .recovery import recover
-from .settling import AGAIN, FLUSH, Policy, Settling
+from .settling import AGAIN, FLUSH, UNFLUSHED, Policy, Settling
 from .transport import ACK, Consumer, Delivery, Release, Settlement
 
 log = logging.getLogger("tidings")
 
 SLICE, SLICE_LEAST = 0.001, 0.0001  # seconds
+FLUSH_AFTER = 0.002  # seconds
 DRAINED_FAST, DRAINED_SLOW = 0.05, 1.0  # seconds a received batch lasts: the prefetch doubles below, halves above
 
 
@@ -47,7 +48,8 @@ class Work(Struct, frozen=True, kw_only=True):
 class Share:
     """The event loop's time, shared by its busy subscriptions."""
 
-    busy = 0
+    def __init__(self) -> None:
+        self.busy: set[Worker] = set()
 
 
 class Slot:
@@ -76,34 +78,34 @@ class Worker:
         self.consumer, self.handler, self.work, self.clock, self.share = consumer, handler, work, clock, share
         self.settling = Settling(consumer, work.policy, breaker, clock, self._wake)
         self.lanes, self.stats = self.settling.lanes, self.settling.stats
-        self.stopping = asyncio.Event()
+        self.stopping, self.wanted = asyncio.Event(), asyncio.Event()
         self.slots: set[Slot] = set()
         self.idle: list[asyncio.Future[None]] = []
-        self.blocked = self.draining = self.breathing = self.paused = self.receiving = self.waking = False
-        self.until = self.received = 0.0
+        self.blocked = self.draining = self.breathing = self.paused = self.waking = self.timing = False
+        self.until = 0.0
+        self.limit = 1  # settled: so many call for a look at what to do with them
         self.prefetch = self.least = work.concurrency * (handler.limit() if handler.batch else 1)
         self.most = max(1024, 4 * work.concurrency, self.least)
-        self.full_batch = False
-        self.recovery: asyncio.Task[None] | None = None
 
     # -- life cycle
 
     async def run(self) -> None:
         start = asyncio.get_running_loop().create_task
         tasks: set[asyncio.Task[Any]] = {start(self._work()) for _ in range(self.work.concurrency)}
-        stop, watch = start(self.stopping.wait()), start(self._watch())
-        self.share.busy += 1
+        stop, receive = start(self.stopping.wait()), start(self._receive())
+        others = {receive, start(self.settling.flushing()), start(self._watch())}
+        others.add(start(recover(self.consumer, self.settling, self._wake)))
         try:
             while not stop.done():
-                done, _ = await asyncio.wait({*tasks, stop}, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait({*tasks, *others, stop}, return_when=asyncio.FIRST_COMPLETED)
                 for task in done - {stop}:
-                    tasks.remove(task)
                     task.result()
+                    tasks.remove(task)
                     tasks.add(start(self._work()))
-            await self._drain(tasks)
+            await self._drain({*tasks, receive})
         finally:
-            self.share.busy -= 1
-            for task in filter(None, (stop, watch, self.recovery, *tasks)):
+            self.share.busy.discard(self)
+            for task in (stop, *others, *tasks):
                 task.cancel()
 
     def stop(self) -> None:
@@ -111,33 +113,30 @@ class Worker:
         self.stopping.set()
 
     def pause(self, paused: bool = True) -> None:
-        """Start and receive nothing more, until ``pause(False)``."""
+        """Give back what has not started, and receive nothing more, until ``pause(False)``."""
         self.paused = paused
+        self.settling.give_back()
         self._wake()
 
     async def _drain(self, tasks: set[asyncio.Task[Any]]) -> None:
         """What has not started goes back at once, uncounted; what runs may finish within the grace."""
+        settling, grace = self.settling, self.work.grace
         self.draining = True
         self.consumer.stop()
-        if self.recovery is not None:
-            self.recovery.cancel()
-        self.settling.give_back()
+        settling.give_back()
+        self._wake()
         while self.idle:
             self._rouse()
-        await self._flush()
-        _, late = await asyncio.wait(tasks, timeout=self.work.grace)
+        _, late = await asyncio.wait(tasks, timeout=grace)
         for task in late:
             task.cancel()
         if late:
-            await asyncio.wait(late, timeout=self.work.grace)
-        self.settling.give_back()
-        while self.receiving or self.settling.ready or self.settling.committing:
-            waits = self.receiving or self.settling.committing
-            await (asyncio.sleep(0.001) if waits else self.settling.flush())
-            self.settling.give_back()
-        if (
-            not late or self.handler.cancellable
-        ):  # a thread that still runs keeps its lease: never released while running
+            await asyncio.wait(late, timeout=grace)
+        settling.give_back()
+        deadline = self.clock.monotonic() + max(grace, 1.0)
+        while (settling.ready or settling.committing) and self.clock.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        if not late or self.handler.cancellable:  # a thread that still runs keeps its lease: never released running
             await self.consumer.close()
 
     # -- the loop
@@ -149,7 +148,7 @@ class Worker:
         try:
             while not self.draining:
                 if not ready or self.blocked:
-                    await self._refill()
+                    await self._rest()
                     continue
                 now = clock()
                 if now > self.until:
@@ -174,98 +173,72 @@ class Worker:
                     if not slot.since:
                         slot.task.uncancel()  # the handler swallowed our deadline
                 slot.since = 0.0
-                if len(settled) >= FLUSH:
-                    await self._flush()
+                if len(settled) >= self.limit:
+                    self._flush_soon()
                 if copy_context() != clean:
                     break
         finally:
-            self._leave(slot)
-
-    def _leave(self, slot: Slot) -> None:
-        self.slots.discard(slot)
-        self._wake()
+            self.slots.discard(slot)
+            self._wake()
 
     def _cause(self, slot: Slot, error: BaseException) -> BaseException:
         """What an exception means: our deadline, the worker's end (raised again), or the handler's own."""
-        if isinstance(error, asyncio.CancelledError):
-            if not slot.since:
-                slot.task.uncancel()
-                return HandlerTimeout(f"a handler of {self.work.policy.group} ran longer than {self.work.timeout:g} s")
-            if slot.task.cancelling():
-                for delivery in slot.deliveries if self.handler.cancellable else ():
-                    self.settling.put(Settlement(delivery, Release()))
-                raise error
+        if not slot.since:  # whatever the handler made of being cancelled
+            slot.task.uncancel()
+            return HandlerTimeout(f"a handler of {self.work.policy.group} ran longer than {self.work.timeout:g} s")
+        if isinstance(error, asyncio.CancelledError) and slot.task.cancelling():
+            for delivery in slot.deliveries if self.handler.cancellable else ():
+                self.settling.put(Settlement(delivery, Release()))
+            raise error
         return error
 
-    # -- taking and breathing
-
-    def _room(self) -> int:
-        breaker = self.settling.breaker
-        if breaker is not None and breaker.open:
-            return 0 if self.settling.held else 1  # a probe
-        return self.prefetch - self.settling.held
-
-    async def _refill(self) -> None:
-        if self.settling.ready and not self.settling.committing and not self.breathing:
-            await self._flush()
-        elif self.blocked or self.receiving or self._room() <= 0:
-            self.idle.append(turn := asyncio.get_running_loop().create_future())
-            await turn
-            self.waking = False
-        else:
-            await self._receive()
-
-    async def _receive(self) -> None:
-        lasted = self.clock.monotonic() - self.received
-        if self.full_batch and lasted < DRAINED_FAST:
-            self.prefetch = min(self.prefetch * 2, self.most)
-        elif lasted > DRAINED_SLOW:
-            self.prefetch = max(self.prefetch // 2, self.least)
-        room = self._room()
-        if room <= 0:
-            return
-        self.receiving = True
-        self.share.busy -= 1
-        try:
-            batch = await self.consumer.receive(room)
-        except BusError as error:
-            log.warning("receiving for %s failed, trying again: %s", self.work.policy.group, error)
-            await asyncio.sleep(AGAIN)
-            return
-        finally:
-            self.receiving = False
-            self.share.busy += 1
-        self.full_batch, self.received = len(batch) >= room, self.clock.monotonic()
-        self.settling.held += len(batch)
-        self.lanes.add(batch)
-        if self.settling.tripped:
-            self.settling.give_back()
-        if self.lanes.suspects and (self.recovery is None or self.recovery.done()):
-            recovery = recover(self.consumer, self.settling, self._wake)
-            self.recovery = asyncio.get_running_loop().create_task(recovery)
+    async def _rest(self) -> None:
+        """Nothing to do: what is settled may go, and somebody may come."""
+        if self.settling.ready:
+            self.settling.flushable.set()
+        if not self.lanes.ready:
+            self.share.busy.discard(self)
+        self.wanted.set()
+        self.idle.append(turn := asyncio.get_running_loop().create_future())
+        await turn
+        self.waking = False
 
     async def _breathe(self) -> None:
         """Let the loop run others; the other workers of this subscription stay asleep meanwhile."""
         self.breathing = self.blocked = True
         await asyncio.sleep(0)
         self.breathing = False
-        self.until = self.clock.monotonic() + max(SLICE / max(self.share.busy, 1), SLICE_LEAST)
-        if self.settling.due:
-            await self._flush()
-        else:
-            self._wake()
-
-    async def _flush(self) -> None:
-        if not self.settling.committing:
-            if self.idle and not self.waking:
-                self._rouse()  # another goes on while this one waits for the commit
-            await self.settling.flush()
+        self.until = self.clock.monotonic() + max(SLICE / max(len(self.share.busy), 1), SLICE_LEAST)
         self._wake()
 
+    def _flush_soon(self) -> None:
+        """Flush when enough is settled, or after a while, by a timer that all settlements of that while share."""
+        settling = self.settling
+        if settling.full:
+            self.blocked = True
+        elif len(settling.ready) >= FLUSH:
+            self.until = 0.0  # breathe: a flush may begin
+            settling.flushable.set()
+            self.limit = UNFLUSHED - len(settling.committing)
+        elif not self.timing:
+            self.timing = True
+            asyncio.get_running_loop().call_later(FLUSH_AFTER, self._flush_due)
+            self._wake()
+
+    def _flush_due(self) -> None:
+        self.timing, self.limit = False, 1
+        if self.settling.ready:
+            self.settling.flushable.set()
+
     def _wake(self) -> None:
-        """Something changed that may let a worker go on."""
-        self.blocked = self.breathing or self.paused or self.settling.tripped or self.settling.full
-        if not self.blocked and self.idle and not self.waking:
+        """Something changed that may let a worker or the receiver go on."""
+        settling = self.settling
+        self.blocked = self.breathing or self.paused or settling.full or settling.tripped
+        self.limit = min(FLUSH, UNFLUSHED - len(settling.committing)) if self.timing else 1
+        self.wanted.set()
+        if self.lanes.suspects:
+            settling.suspected.set()
+        if self.idle and not self.waking and not self.blocked:
             self._rouse()
 
     def _rouse(self) -> None:
@@ -273,6 +246,52 @@ class Worker:
         if not turn.done():
             self.waking = True
             turn.set_result(None)
+
+    # -- receiving
+
+    def _room(self) -> int:
+        """How many may be received now: little by little only while there is nothing else to do."""
+        settling, breaker = self.settling, self.settling.breaker
+        if self.paused or settling.tripped:
+            return 0
+        if breaker is not None and breaker.open:
+            return 0 if settling.held else 1  # a probe
+        room = self.prefetch - settling.held + self.lanes.waiting
+        return room if self._hungry() or 2 * room >= self.prefetch else 0
+
+    def _hungry(self) -> bool:
+        return not self.lanes.ready
+
+    async def _receive(self) -> None:
+        full, received = False, self.clock.monotonic()
+        while not self.draining:
+            lasted = self.clock.monotonic() - received
+            if (room := self._room()) <= 0:
+                self.wanted.clear()
+                await self.wanted.wait()
+                continue
+            if full and lasted < DRAINED_FAST:
+                self.prefetch = min(self.prefetch * 2, self.most)
+            elif lasted > DRAINED_SLOW:
+                self.prefetch = max(self.prefetch // 2, self.least)
+            try:
+                batch = await self.consumer.receive(room)
+            except BusError as error:
+                log.warning("receiving for %s failed, trying again: %s", self.work.policy.group, error)
+                await asyncio.sleep(AGAIN)
+                continue
+            full, received = len(batch) >= room, self.clock.monotonic()
+            self._take(batch)
+
+    def _take(self, batch: Sequence[Delivery]) -> None:
+        settling = self.settling
+        settling.held += len(batch)
+        self.lanes.add(batch)
+        self.share.busy.add(self)
+        probing = settling.breaker is not None and settling.breaker.open
+        if self.paused or self.draining or settling.tripped or (probing and len(batch) > 1):
+            settling.give_back()
+        self._wake()
 
     async def _watch(self) -> None:
         """Deadlines and leases: one timer per subscription. What ran past its deadline is extended no more."""

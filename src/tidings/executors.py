@@ -1,0 +1,321 @@
+"""Where plain functions run: threads, and child processes. Both are an ``Executor`` of the kernel.
+
+Both work through a chunk in order and stop early, when it has run for long enough: one slow call then holds up nobody
+behind it, and what has not started goes back to the worker. How much is taken at once follows from how long calls take.
+
+A child is a fresh interpreter (exec, never fork: it inherits no descriptor of a bus and no lock, and does not run
+``__main__`` again) at the other end of a socket pair. Only bytes cross. It ends when the other end is closed: also when
+its parent was killed, also in the middle of a call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from contextvars import copy_context
+from itertools import accumulate
+from queue import SimpleQueue
+from threading import Thread
+from traceback import format_exception, format_exception_only
+from typing import Any
+
+from msgspec import Raw, Struct, msgpack
+
+from .inject import Recipe, where
+from .kernel.errors import HandlerCrashed, HandlerTimeout, InvalidHandler
+from .kernel.handler import Call, Outcome, Outgoing
+from .kernel.message import Message
+from .kernel.transport import Delivery, Session
+
+THREAD_CHUNK, PROCESS_CHUNK = 0.001, 0.005  # seconds of work that chunks aim at
+MOST, MOST_BYTES = 256, 1024 * 1024  # calls in a chunk; bytes of bodies in one for a child
+GRACE, START = 5.0, 60.0  # seconds: for running calls at the end; for a child to import its handler
+AGAIN, AGAIN_MOST = 0.05, 2.0  # seconds before another child is started, when several died without an answer
+
+BOOT = "import signal, sys; signal.signal(2, signal.SIG_IGN); fd, sys.path[:] = int(sys.argv[1]), sys.argv[2:]; "
+BOOT += "import tidings.executors as e; e.serve(fd)"
+
+
+class Paced:
+    """How many calls fill a chunk of ``target`` seconds, from a moving average of what calls took."""
+
+    def __init__(self, target: float) -> None:
+        self.target = self.mean = target
+
+    def limit(self) -> int:
+        """How many deliveries to take at once, now."""
+        return max(1, min(MOST, int(self.target / max(self.mean, 1e-9))))
+
+    def record(self, calls: int, elapsed: float) -> None:
+        """A chunk is stopped at its target. If it ran for twice as long it had a slow call in it: back to one."""
+        self.mean = self.target if elapsed > 2 * self.target else (self.mean + elapsed / calls) / 2
+
+
+def work_through(call: Call, deliveries: Sequence[Delivery], target: float) -> tuple[float, list[Outcome]]:
+    """The outcomes in order, until all are done or ``target`` seconds have passed; and how long it took."""
+    outcomes: list[Outcome] = []
+    began, elapsed = time.perf_counter(), 0.0
+    for delivery in deliveries:
+        outcomes.append(copy_context().run(_attempt, call, delivery))
+        elapsed = time.perf_counter() - began
+        if elapsed > target:
+            break
+    return elapsed, outcomes
+
+
+def _attempt(call: Call, delivery: Delivery) -> Outcome:
+    try:
+        return call(delivery)
+    except Exception as error:
+        return error
+    except BaseException as error:  # SystemExit and the like end neither a thread nor a child
+        return HandlerCrashed(f"the handler raised {error!r}").with_traceback(error.__traceback__)
+
+
+async def _waited(running: Callable[[], Any], patience: float) -> None:
+    """Until nothing runs, at most ``patience`` seconds. Nothing tells portably that a thread or process has ended."""
+    deadline = time.monotonic() + patience
+    while running() and time.monotonic() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.002)
+
+
+class Threads(Paced):
+    """Runs a call in up to ``workers`` daemon threads, started when needed. A thread takes a chunk and reports once.
+
+    A thread cannot be stopped: when the task that awaits it is cancelled it goes on, and what it returns is dropped.
+    One that computes in pure Python holds up the event loop, each time by the interpreter's switch interval.
+    """
+
+    def __init__(self, call: Call, workers: int, name: str) -> None:
+        super().__init__(THREAD_CHUNK)
+        self.call, self.workers, self.name = call, workers, name
+        self._jobs, self._threads, self._busy = SimpleQueue[Callable[[], None] | None](), list[Thread](), 0
+
+    async def __call__(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
+        loop, context = asyncio.get_running_loop(), copy_context()
+        future: asyncio.Future[list[Outcome]] = loop.create_future()
+
+        def job() -> None:
+            done = context.run(work_through, self.call, () if future.cancelled() else deliveries, THREAD_CHUNK)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(self._report, future, *done)
+
+        self._busy += 1
+        if len(self._threads) < min(self._busy, self.workers):
+            self._threads.append(Thread(target=_work, args=(self._jobs,), name=f"tidings {self.name}", daemon=True))
+            self._threads[-1].start()
+        self._jobs.put(job)
+        return await future
+
+    def _report(self, future: asyncio.Future[list[Outcome]], elapsed: float, outcomes: list[Outcome]) -> None:
+        self._busy -= 1
+        if outcomes:
+            self.record(len(outcomes), elapsed)
+        if not future.done():
+            future.set_result(outcomes)
+
+    async def close(self, grace: float = GRACE) -> None:
+        """End the threads: idle ones now, others after their chunk. What runs after ``grace`` is left alone."""
+        threads, jobs, self._threads, self._jobs = self._threads, self._jobs, [], SimpleQueue()
+        for _ in threads:
+            jobs.put(None)
+        await _waited(lambda: any(thread.is_alive() for thread in threads), grace)
+
+
+def _work(jobs: SimpleQueue[Callable[[], None] | None]) -> None:
+    while job := jobs.get():
+        job()
+        del job  # a waiting thread holds nobody's messages
+
+
+class Child(Struct, eq=False):
+    """A child process, and the streams to it."""
+
+    process: subprocess.Popen[bytes]
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.writer.transport.abort()
+
+
+class Processes(Paced):
+    """Runs a handler in up to ``workers`` child processes, started when needed, one chunk in each at a time.
+
+    A child that dies fails its chunk with ``HandlerCrashed``. One that runs for longer than ``timeout`` is killed, and
+    its chunk fails with ``HandlerTimeout``; as a chunk is stopped early, the call that took too long began at most 5 ms
+    after its chunk. In both cases the worker tries the messages one by one. A call whose task is cancelled is killed.
+    Children that die one after the other are started again after a growing wait.
+    """
+
+    def __init__(self, recipe: Recipe, workers: int, timeout: float) -> None:
+        super().__init__(PROCESS_CHUNK)
+        self.recipe, self.timeout, self.workers = recipe, timeout, workers
+        try:
+            self._setup = pickle.dumps(recipe)
+        except Exception as error:
+            raise self._invalid(error) from error
+        self._free: asyncio.LifoQueue[Child | None] = asyncio.LifoQueue()  # last used first: others need not start
+        for _ in range(workers):
+            self._free.put_nowait(None)
+        self._children, self._closed, self._deaths = list[Child](), False, 0  # deaths since the last answer
+
+    async def __call__(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
+        sizes = accumulate(len(delivery.message.body) for delivery in deliveries)
+        sent = deliveries[: max(1, sum(size <= MOST_BYTES for size in sizes))]
+        request = msgpack.encode([(delivery.message, delivery.failures, delivery.crashes) for delivery in sent])
+        child = await self._free.get()
+        try:
+            if child is not None and child.process.poll() is not None:
+                child.kill()  # it died while it had nothing to do
+            if child is None or child.writer.is_closing():
+                child = await self._start()
+            if child is None:
+                return []
+            elapsed, outcomes = _decode_answer(await self._ask(child, request, self.timeout))
+        finally:
+            self._free.put_nowait(child)
+        self._deaths = 0
+        self.record(len(outcomes), elapsed)
+        return [unpacked(outcome) if isinstance(outcome, bytes) else outcome for outcome in outcomes]
+
+    async def _ask(self, child: Child, request: bytes, timeout: float) -> bytes:
+        """One request at a time, and a child reads all of it before it answers: never do both wait to send."""
+        name, at = self.recipe.origin.name, self.recipe.origin.where
+        try:
+            async with asyncio.timeout(timeout):
+                child.writer.writelines((len(request).to_bytes(4), request))  # as multiprocessing.connection has it
+                answer = await child.reader.readexactly(int.from_bytes(await child.reader.readexactly(4)))
+            if request is self._setup and answer:
+                raise self._invalid(error := unpacked(answer)) from error
+            return answer
+        except BaseException as failure:
+            child.kill()
+            self._deaths, self.mean = self._deaths + 1, self.target
+            if isinstance(failure, TimeoutError):
+                raise HandlerTimeout(f"{name}() ran longer than {timeout:g} s and was killed", where=at) from None
+            if isinstance(failure, EOFError | OSError):
+                code = child.process.wait()  # at once: it was dead already, as its end is closed
+                how = {-s: f"was killed by {s.name}" for s in signal.Signals}.get(code, f"ended with exit code {code}")
+                raise HandlerCrashed(f"the process of {name}() {how}", where=at) from None
+            raise
+
+    async def _start(self) -> Child | None:
+        """A new child that is ready; none when closed. Raises ``InvalidHandler`` if it cannot import the handler."""
+        if self._deaths > 1:
+            await asyncio.sleep(min(AGAIN * 2 ** min(self._deaths - 2, 9), AGAIN_MOST))
+        if self._closed:
+            return None
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        ours, theirs = socket.socketpair()
+        with theirs:
+            streams, fd = await asyncio.open_unix_connection(sock=ours), theirs.fileno()
+            command = [sys.executable, *flags, "-c", BOOT, str(fd), *map(str, sys.path)]
+            process = subprocess.Popen(command, pass_fds=(fd,), stdin=subprocess.DEVNULL)  # noqa: ASYNC220 - 0.3 ms
+        child = Child(process, *streams)
+        self._children = [c for c in self._children if c.process.poll() is None or not c.writer.is_closing()] + [child]
+        await self._ask(child, self._setup, max(START, self.timeout))
+        return child
+
+    def _invalid(self, error: BaseException) -> InvalidHandler:
+        what = f"{self.recipe.origin.name}() cannot be loaded in a child process"
+        mend = f"it, its types and overrides must be importable: `python -c 'import {self.recipe.fn.__module__}'`"
+        return InvalidHandler(what, why=f"{type(error).__name__}: {error}", mend=mend, where=self.recipe.origin.where)
+
+    def _running(self) -> list[Child]:
+        return [child for child in self._children if child.process.poll() is None]
+
+    async def close(self, grace: float = GRACE) -> None:
+        """End the children: idle ones now, others after their chunk; after ``grace`` by signals."""
+        self._closed = True
+        for number, patience in ((0, grace), (signal.SIGTERM, 1.0), (signal.SIGKILL, 1.0)):
+            for child in self._running():
+                with suppress(OSError, RuntimeError):  # it may just be gone
+                    child.process.send_signal(number) if number else child.writer.write_eof()
+            await _waited(lambda: self._running() or self._free.qsize() < self.workers, patience)
+        for child in self._children:
+            child.kill()
+        await asyncio.gather(*(child.writer.wait_closed() for child in self._children), return_exceptions=True)
+
+
+def serve(fd: int) -> None:
+    """The life of a child: make the call from its recipe, then answer until nothing more can come."""
+    from multiprocessing.connection import Connection
+
+    os.set_inheritable(fd, False)
+    os.register_at_fork(after_in_child=lambda: os.dup2(os.open(os.devnull, os.O_RDWR), fd))  # lest it hide our death
+    hangup = select.poll()  # a closed other end is seen at once, also during a call; one that only ended sending is not
+    hangup.register(fd, 0)
+    Thread(target=lambda: os._exit(len(hangup.poll())), daemon=True).start()
+    with Connection(fd) as parent, suppress(EOFError, ConnectionError):
+        try:
+            call = pickle.loads(parent.recv_bytes()).call()
+        except BaseException as error:
+            return parent.send_bytes(packed(error))
+        parent.send_bytes(b"")
+        while True:
+            parent.send_bytes(_answered(lambda delivery: Raw(msgpack.encode(call(delivery))), parent.recv_bytes()))
+
+
+def _answered(call: Callable[[Delivery], Any], request: bytes) -> bytes:
+    deliveries = [Delivery(m, Session(), None, failures, crashes) for m, failures, crashes in _decode_request(request)]
+    elapsed, outcomes = work_through(call, deliveries, PROCESS_CHUNK)
+    return msgpack.encode((elapsed, [packed(one) if isinstance(one, BaseException) else one for one in outcomes]))
+
+
+_decode_request = msgpack.Decoder(list[tuple[Message[Any], int, int]]).decode
+_decode_answer = msgpack.Decoder(tuple[float, list[Outgoing | bytes]]).decode
+
+
+def packed(error: BaseException) -> bytes:
+    """An exception as bytes, with its traceback as text; where it cannot be pickled, its type and text stand for it."""
+    own = type(error).__reduce__ is not BaseException.__reduce__ or not hasattr(type(error).__init__, "__code__")
+    try:  # pickle would call an ``__init__`` in Python with ``args``, which fails or loses something
+        itself = pickle.dumps((error,) if own else (type(error), error.args, error.__dict__))
+    except Exception:
+        itself = b""
+    return pickle.dumps((itself, "".join(format_exception_only(error)).strip(), "".join(format_exception(error))))
+
+
+def unpacked(data: bytes) -> BaseException:
+    """The exception again, else a ``RuntimeError``; the traceback in the child is a note to it."""
+    itself, line, text = pickle.loads(data)
+    try:
+        made, *given = pickle.loads(itself)
+        error: BaseException = made.__new__(made, *given[0]) if given else made
+        error.__dict__.update(*given[1:])
+    except Exception:
+        error = RuntimeError(line)
+    error.add_note(f"In the child process:\n{text.rstrip()}")
+    return error
+
+
+def check_importable(fn: Callable[..., Any]) -> None:
+    """Raise ``InvalidHandler`` if a child process cannot find a function by ``module:qualname``.
+
+    A name that its module, still being imported, has not bound yet is let pass; ``Processes`` would refuse it.
+    """
+    module, name = getattr(fn, "__module__", None) or "", getattr(fn, "__qualname__", "")
+    found: Any = (home := sys.modules.get(module))
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    mend = "define it at the top level of a module"
+    if module == "__main__":
+        why, mend = "a child cannot import `__main__`, the script that was run", "run it as `tidings run module:app`"
+    elif not name or "<" in name or hasattr(fn, "__func__"):
+        why = "a child imports it by name, and it is a lambda, nested in another function, or bound to an object"
+    elif found is None or found is fn or getattr(getattr(home, "__spec__", None), "_initializing", False):
+        return
+    else:
+        why = f"a child imports it by name, and {module}:{name} is something else"
+    raise InvalidHandler(f"{name or fn!r} cannot run in a process", why=why, mend=mend, where=where(fn))
