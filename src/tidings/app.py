@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -78,6 +78,7 @@ class App(Router):
         self._requesters: dict[str, requests.Requester] = {}
         self._workers: dict[str, Worker] = {}
         self._assemblies: list[Assembly] = []
+        self._busy: set[Any] = set()  # subscriptions that share the loop's time
         self._running: set[asyncio.Task[None]] = set()
         self._tickers: set[asyncio.Task[None]] = set()
         self._stack = AsyncExitStack()
@@ -86,6 +87,7 @@ class App(Router):
     # -- declaring
 
     def add(self, registration: Registration) -> None:
+        """Take over a handler; raises ``DuplicateGroup``, or ``InvalidName`` for an unknown bus."""
         group = group_of(registration, self.name)
         for other in self.registrations:
             if group_of(other, self.name) == group:
@@ -135,13 +137,14 @@ class App(Router):
             self.use(url)
         asyncio.run(self.serve())
 
-    async def serve(self) -> None:
-        """``run`` on a loop that already exists."""
+    async def serve(self, ready: Callable[[], None] = lambda: None) -> None:
+        """``run`` on a loop that already exists; ``ready`` is called once everything is subscribed."""
         if not self.registrations:
             raise NothingToRun(f"{self.name!r} has no handlers", mend="decorate a function with @app.on(...)")
         loop = asyncio.get_running_loop()
         async with self:
             assert self._stopping is not None
+            ready()
             for number in (signal.SIGTERM, signal.SIGINT):
                 with suppress(NotImplementedError, RuntimeError, ValueError):
                     loop.add_signal_handler(number, self.stop)
@@ -185,7 +188,7 @@ class App(Router):
             for name, given in self.urls.items():
                 variable = "TIDINGS_URL" + (f"_{name.upper()}" if name else "")
                 chosen = given if name in self._used else os.environ.get(variable) or given
-                bus = Bus(name, options_for(chosen) if isinstance(chosen, str) else chosen, self._told)
+                bus = Bus(name, options_for(chosen) if isinstance(chosen, str) else chosen, self._told, self._busy)
                 await bus.open()
                 self._buses[name] = bus
             if consume:

@@ -41,7 +41,9 @@ MOST, MOST_BYTES = 256, 1024 * 1024  # calls in a chunk; bytes of bodies in one 
 GRACE, START = 5.0, 60.0  # seconds: for running calls at the end; for a child to import its handler
 AGAIN, AGAIN_MOST = 0.05, 2.0  # seconds before another child is started, when several died without an answer
 
-BOOT = "import signal, sys; signal.signal(2, signal.SIG_IGN); fd, sys.path[:] = int(sys.argv[1]), sys.argv[2:]; "
+# a signal to the whole group (Ctrl-C, systemd) is the parent's business: it drains, and ends its children itself
+BOOT = "import sys, signal as s; s.signal(s.SIGINT, s.SIG_IGN); s.signal(s.SIGTERM, s.SIG_IGN); "
+BOOT += "fd, sys.path[:] = int(sys.argv[1]), sys.argv[2:]; "
 BOOT += "import tidings.executors as e; e.serve(fd)"
 
 
@@ -236,15 +238,15 @@ class Processes(Paced):
         return [child for child in self._children if child.process.poll() is None]
 
     async def close(self, grace: float = GRACE) -> None:
-        """End the children: idle ones now, others after their chunk; after ``grace`` by signals."""
+        """End the children: idle ones now, others after their chunk; after ``grace`` by force."""
         self._closed = True
-        for number, patience in ((0, grace), (signal.SIGTERM, 1.0), (signal.SIGKILL, 1.0)):
-            for child in self._running():
-                with suppress(OSError, RuntimeError):  # it may just be gone
-                    child.process.send_signal(number) if number else child.writer.write_eof()
-            await _waited(lambda: self._running() or self._free.qsize() < self.workers, patience)
+        for child in self._running():
+            with suppress(OSError, RuntimeError):  # it may just be gone
+                child.writer.write_eof()
+        await _waited(lambda: self._running() or self._free.qsize() < self.workers, grace)
         for child in self._children:
             child.kill()
+        await _waited(lambda: self._running() or self._free.qsize() < self.workers, 1.0)
         await asyncio.gather(*(child.writer.wait_closed() for child in self._children), return_exceptions=True)
 
 

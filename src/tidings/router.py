@@ -81,6 +81,7 @@ class Router:
             self.add(registration)
 
     def add(self, registration: Registration) -> None:
+        """Take over one declared handler."""
         self.registrations.append(registration)
 
     @overload

@@ -14,7 +14,7 @@ from .message import Message
 from .outcome import Breaker
 from .topics import is_pattern
 from .transport import Event, Failure, Options, Subscription, Transport
-from .worker import Share, Work, Worker
+from .worker import Work, Worker
 
 log = logging.getLogger("tidings")
 
@@ -48,11 +48,10 @@ def options_for(url: str) -> Options:
 class Bus:
     """A transport, open or not yet, and what the kernel adds: refusals with reasons, and workers."""
 
-    def __init__(self, name: str, options: Options, tell: Callable[[Event], None]) -> None:
-        self.name, self.options, self.tell = name, options, tell
+    def __init__(self, name: str, options: Options, tell: Callable[[Event], None], busy: set[Any]) -> None:
+        self.name, self.options, self.tell, self.busy = name, options, tell, busy
         self.transport: Transport = options.transport()
         self.clock: Clock = SYSTEM
-        self.share = Share()
         self.opened = False
 
     async def open(self) -> None:
@@ -112,4 +111,4 @@ class Bus:
         self.require("wildcards", wanted=is_pattern(subscription.pattern), where=where)
         consumer = await self.transport.subscribe(subscription)
         kind = Worker if handler.one is not None else ChunkWorker
-        return kind(consumer, handler, work, self.clock, self.share, breaker)
+        return kind(consumer, handler, work, self.clock, self.busy, breaker)

@@ -45,7 +45,7 @@ class TidingsError(Exception):
         return "\n".join([f"{self.code}: {self.what}", *(f"  {name + ':':<7}{text}" for name, text in parts if text)])
 
 
-class UsageError(TidingsError):
+class UsageError(TidingsError, code="TDG-E013"):
     """The calling code or configuration is wrong. Knows the line: the nearest frame outside this package."""
 
     def __init__(self, what: str, /, *, why: str = "", mend: str = "", where: str = "") -> None:
@@ -191,9 +191,12 @@ class HandlerCrashed(TidingsError, code="TDG-E054"):
 class Retry(Exception):
     """Raised by a handler: this attempt failed; try again after ``delay`` (default: the backoff's)."""
 
-    def __init__(self, delay: Duration | None = None, why: str = "") -> None:
-        super().__init__(why or "retry asked for")
-        self.delay = delay
+    def __init__(self, delay: Duration | None = None, why: str = "retry asked for") -> None:
+        super().__init__(delay, why)
+        self.delay, self.why = delay, why
+
+    def __str__(self) -> str:
+        return self.why
 
 
 class Reject(Exception):
@@ -203,9 +206,12 @@ class Reject(Exception):
 class Defer(Exception):
     """Raised by a handler: not now; again after ``delay``, not counted as a failure."""
 
-    def __init__(self, delay: Duration, why: str = "") -> None:
-        super().__init__(why or "deferred")
-        self.delay = delay
+    def __init__(self, delay: Duration, why: str = "deferred") -> None:
+        super().__init__(delay, why)
+        self.delay, self.why = delay, why
+
+    def __str__(self) -> str:
+        return self.why
 
 
 class Skip(Exception):
@@ -216,7 +222,7 @@ class Partial(Exception):
     """Raised by a batch handler: the items at these indices failed, the others are done."""
 
     def __init__(self, errors: Mapping[int, BaseException]) -> None:
-        super().__init__(f"{len(errors)} of the batch failed")
+        super().__init__(errors)
         self.errors = dict(errors)
 
 

@@ -202,7 +202,7 @@ class TopicInfo(Struct, frozen=True):
 
 class GroupInfo(Struct, frozen=True):
     """A group as the bus sees it. ``lag``: matching messages not yet handed out; ``oldest``: Unix seconds of the first
-    unsettled.
+    unsettled; ``dead``: what its dead-letter topic holds, replayed ones and markers included.
     """
 
     name: str

@@ -45,13 +45,6 @@ class Work(Struct, frozen=True, kw_only=True):
     grace: float = 30.0  # what running handlers get at the end
 
 
-class Share:
-    """The event loop's time, shared by its busy subscriptions."""
-
-    def __init__(self) -> None:
-        self.busy: set[Worker] = set()
-
-
 class Slot:
     """One worker task: what it handles, and since when (0: nothing, or told to stop)."""
 
@@ -72,10 +65,11 @@ class Worker:
         handler: Handler,
         work: Work,
         clock: Clock,
-        share: Share,
+        busy: set[Any],
         breaker: Breaker | None = None,
     ) -> None:
-        self.consumer, self.handler, self.work, self.clock, self.share = consumer, handler, work, clock, share
+        self.consumer, self.handler, self.work, self.clock = consumer, handler, work, clock
+        self.busy = busy  # the loop's busy subscriptions
         self.settling = Settling(consumer, work.policy, breaker, clock, self._wake)
         self.lanes, self.stats = self.settling.lanes, self.settling.stats
         self.stopping, self.wanted = asyncio.Event(), asyncio.Event()
@@ -104,7 +98,7 @@ class Worker:
                     tasks.add(start(self._work()))
             await self._drain({*tasks, receive})
         finally:
-            self.share.busy.discard(self)
+            self.busy.discard(self)
             for task in (stop, *others, *tasks):
                 task.cancel()
 
@@ -197,7 +191,7 @@ class Worker:
         if self.settling.ready:
             self.settling.flushable.set()
         if not self.lanes.ready:
-            self.share.busy.discard(self)
+            self.busy.discard(self)
         self.wanted.set()
         self.idle.append(turn := asyncio.get_running_loop().create_future())
         await turn
@@ -208,7 +202,7 @@ class Worker:
         self.breathing = self.blocked = True
         await asyncio.sleep(0)
         self.breathing = False
-        self.until = self.clock.monotonic() + max(SLICE / max(len(self.share.busy), 1), SLICE_LEAST)
+        self.until = self.clock.monotonic() + max(SLICE / max(len(self.busy), 1), SLICE_LEAST)
         self._wake()
 
     def _flush_soon(self) -> None:
@@ -287,7 +281,7 @@ class Worker:
         settling = self.settling
         settling.held += len(batch)
         self.lanes.add(batch)
-        self.share.busy.add(self)
+        self.busy.add(self)
         probing = settling.breaker is not None and settling.breaker.open
         if self.paused or self.draining or settling.tripped or (probing and len(batch) > 1):
             settling.give_back()

@@ -1,0 +1,37 @@
+# Every target works as the first command in a fresh clone: it makes .venv when that is missing or out of date.
+BIN := .venv/bin
+RUN := $(BIN)/python -m
+
+.PHONY: help demo check test bench docs-tables wheel clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+demo: .venv/.ready ## the machine it runs on, watched through Tidings; Ctrl-C ends it
+	@$(BIN)/tidings demo
+
+check: .venv/.ready ## what must hold before a commit: lint, types, import rules, fast tests
+	@$(BIN)/ruff check -q --output-format=concise .
+	@$(BIN)/ruff format -q --check .
+	@$(RUN) mypy --no-error-summary
+	@$(BIN)/lint-imports --no-logo
+	@$(RUN) pytest -q -m "not slow"
+
+test: .venv/.ready ## everything: slow tests, documentation examples, coverage
+	@$(RUN) pytest --cov --cov-report=term
+
+bench: .venv/.ready ## speed, measured on this machine
+	@$(RUN) bench
+
+docs-tables: .venv/.ready ## docs/transports.md, from the capabilities of the transports
+	@$(BIN)/python scripts/transport_table.py > docs/transports.md.new && mv docs/transports.md.new docs/transports.md
+
+wheel: .venv/.ready ## dist/*.whl
+	@$(RUN) build --wheel --no-isolation >/dev/null && ls dist/*.whl
+
+clean: ## everything that was made, .venv too
+	@rm -rf .venv build dist .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.ready: pyproject.toml scripts/venv.sh
+	@scripts/venv.sh

@@ -1,0 +1,94 @@
+"""A slow handler beside a fast one on the same topic: what it costs the fast one.
+
+1,000 messages a second from another process; the slow handler waits 1 s for each. With the default concurrency it falls
+behind, and its backlog grows; with 1,200 it keeps up. The fast one's p99 is compared with its p99 alone, interleaved.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tidings import App
+
+from .harness import Figure, Scenario, Subject
+from .latency import RATE, paced, stopped
+from .measure import bus_folder
+from .pacer import RUNNING_INTERVAL, Stamped, percentiles, stamped
+
+WAIT = 1.0
+Slow = Callable[[App], None]
+
+
+def no_one(app: App) -> None:
+    """The fast handler alone."""
+
+
+def waiting(concurrency: int) -> Slow:
+    def add(app: App) -> None:
+        @app.on(stamped, concurrency=concurrency)
+        async def slow(stamp: Stamped) -> None:
+            await asyncio.sleep(WAIT)
+
+    return add
+
+
+def blocking(concurrency: int) -> Slow:
+    def add(app: App) -> None:
+        @app.on(stamped, concurrency=concurrency)
+        def slow(stamp: Stamped) -> None:
+            time.sleep(WAIT)
+
+    return add
+
+
+async def beside(folder: Path, seconds: float, slow: Slow) -> Sequence[float]:
+    """The fast handler's delays, and what the slow one managed meanwhile."""
+    url, delays = f"sqlite:///{folder / 'bench.db'}", list[float]()
+    app = App("bench", url)
+
+    @app.on(stamped)
+    async def fast(stamp: Stamped) -> None:
+        delays.append(time.monotonic() - stamp.due)
+
+    slow(app)
+    await app.__aenter__()
+    await paced(url, seconds, lambda: len(delays) >= int(RATE * seconds))
+    managed = app.stats()["bench.slow"].handled if "bench.slow" in app.stats() else 0
+    return (*percentiles(delays), managed)
+
+
+def scenario(quick: bool) -> Scenario:
+    seconds = 5.0 if quick else 60.0
+
+    def subject(name: str, slow: Slow) -> Subject:
+        async def run() -> Sequence[float]:
+            with bus_folder() as folder:
+                return await beside(folder, seconds, slow)
+
+        def measured() -> Sequence[float]:
+            sys.setswitchinterval(RUNNING_INTERVAL)
+            return stopped(run())
+
+        alone = "" if slow is no_one else "alone"
+        figures = (
+            Figure("p50", "ms", ratio_to=alone),
+            Figure("p99", "ms", ratio_to=alone, ratio_at_most=1.5 if alone else None),
+            Figure("max", "ms", ratio_to=alone),
+            Figure("slow ones handled", ""),
+        )
+        return Subject(name, figures, measured)
+
+    return Scenario(
+        (
+            subject("alone", no_one),
+            subject("beside asyncio.sleep(1), 16", waiting(16)),
+            subject("beside asyncio.sleep(1), 1,200", waiting(1200)),
+            subject("beside time.sleep(1), 8 threads", blocking(8)),
+            subject("beside time.sleep(1), 1,200 threads", blocking(1200)),
+        ),
+        rounds=3,
+    )

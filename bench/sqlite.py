@@ -1,0 +1,141 @@
+"""The embedded bus under FULL sync, each figure beside APSW with the least around it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tidings import App, Message, Topic
+from tidings.transports.sqlite import SQLite
+
+from . import bare
+from .harness import Figure, Scenario, Subject
+from .measure import bus_folder
+from .payload import Order, order
+
+BATCH = 1000
+TOPICS = 2000
+PUBLISHERS = 100
+
+placed = Topic("orders.placed", Order)
+readings = Topic("sensors.{device}.temperature", Order)
+
+
+def consuming(url: str) -> tuple[App, list[float]]:
+    """An app whose only handler does nothing, and when it began."""
+    app, began = App("bench", url), list[float]()
+
+    @app.on(placed, start="first")
+    async def noop(order: Order) -> None:
+        if not began:
+            began.append(time.perf_counter())
+
+    return app, began
+
+
+async def handled(app: App, messages: int) -> float:
+    """When so many were settled."""
+    stats = app.stats()["bench.noop"]
+    while stats.handled < messages:  # noqa: ASYNC110
+        await asyncio.sleep(0.002)
+    return time.perf_counter()
+
+
+async def publish_all(app: App, drafts: list[Message[Order]], messages: int) -> None:
+    for _ in range(messages // BATCH):
+        await app.publish_many(drafts)
+
+
+def url(folder: Path) -> str:
+    return f"sqlite:///{folder / 'bench.db'}"
+
+
+async def publish(folder: Path, messages: int, at_once: int = 1) -> float:
+    """``at_once``: so many batches on their way."""
+    app, drafts = App("bench", url(folder)), [placed(order(n)) for n in range(BATCH)]
+    async with app.connect():
+        await publish_all(app, drafts, BATCH)
+        began = time.perf_counter()
+        await asyncio.gather(*(publish_all(app, drafts, messages // at_once) for _ in range(at_once)))
+        return messages / (time.perf_counter() - began)
+
+
+async def publish_wide(folder: Path, messages: int) -> float:
+    """Over many topics, while retention drops what is old: the file has room for a fifth of it."""
+    size = max(4 * 2**20, messages * 70)
+    app = App("bench", SQLite(path=str(folder / "bench.db"), retain="0s", max_size=size))
+    topics = [readings.bind(device=f"d{n}") for n in range(TOPICS)]
+    batches = [[topic(order(n)) for n, topic in enumerate(topics[at : at + BATCH])] for at in range(0, TOPICS, BATCH)]
+    async with app.connect():
+        for drafts in batches:
+            await app.publish_many(drafts)
+        began = time.perf_counter()
+        for n in range(messages // BATCH):
+            await app.publish_many(batches[n % len(batches)])
+        return messages / (time.perf_counter() - began)
+
+
+async def backlog(folder: Path, messages: int) -> float:
+    app, began = consuming(url(folder))
+    async with app.connect():
+        await publish_all(app, [placed(order(n)) for n in range(BATCH)], messages)
+    async with app:
+        return messages / (await handled(app, messages) - began[0])
+
+
+async def end_to_end(folder: Path, messages: int) -> float:
+    app, _ = consuming(url(folder))
+    drafts = [placed(order(n)) for n in range(BATCH)]
+    async with app:
+        began = time.perf_counter()
+        await publish_all(app, drafts, messages)
+        return messages / (await handled(app, messages) - began)
+
+
+async def concurrent(folder: Path, messages: int) -> float:
+    app = App("bench", url(folder))
+
+    async def publisher() -> None:
+        for n in range(messages // PUBLISHERS):
+            await app.publish(placed, order(n))
+
+    async with app.connect():
+        began = time.perf_counter()
+        await asyncio.gather(*(publisher() for _ in range(PUBLISHERS)))
+        return messages / (time.perf_counter() - began)
+
+
+def scenario(quick: bool) -> Scenario:
+    many = 20_000 if quick else 300_000
+    few = 10_000 if quick else 100_000
+
+    def subject(name: str, measure: Callable[[Path], float], beside: str = "", budget: float | None = None) -> Subject:
+        def measured() -> tuple[float]:
+            with bus_folder() as folder:
+                return (measure(folder),)
+
+        return Subject(name, (Figure("rate", "msg/s", at_least=budget, ratio_to=beside),), measured)
+
+    run = asyncio.run
+    return Scenario(
+        (
+            subject("bare: insert", lambda f: bare.publish(f, many)),
+            subject("publish_many, 1 topic", lambda f: run(publish(f, many)), "bare: insert", 300_000),
+            subject("publish_many, 2 batches at once", lambda f: run(publish(f, many, 2)), "bare: insert"),
+            subject("bare: insert, 2,000 topics", lambda f: bare.publish(f, many, TOPICS)),
+            subject(
+                "publish_many, 2,000 topics, retention",
+                lambda f: run(publish_wide(f, many)),
+                "bare: insert, 2,000 topics",
+                120_000,
+            ),
+            subject("bare: backlog", lambda f: bare.backlog(f, many)),
+            subject("backlog", lambda f: run(backlog(f, many)), "bare: backlog", 400_000),
+            subject("bare: end to end", lambda f: bare.end_to_end(f, many)),
+            subject("end to end", lambda f: run(end_to_end(f, many)), "bare: end to end", 150_000),
+            subject("bare: concurrent", lambda f: bare.concurrent(f, few, PUBLISHERS)),
+            subject("100 concurrent publish", lambda f: run(concurrent(f, few)), "bare: concurrent", 60_000),
+        ),
+    )
