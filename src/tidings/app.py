@@ -17,7 +17,7 @@ from .channels import Service, Topic
 from .inject import Function, Values, provide
 from .kernel.bus import Bus, options_for
 from .kernel.codec import seal
-from .kernel.errors import AnswerFailed, DuplicateGroup, Duration, InvalidName, NothingToRun, NotOpen, nearest
+from .kernel.errors import AnswerFailed, DuplicateGroup, Duration, InvalidName, NotFound, NothingToRun, NotOpen, nearest
 from .kernel.handler import Middleware, single
 from .kernel.message import Message, new_id, seconds
 from .kernel.outcome import Backoff, Breaker
@@ -163,6 +163,8 @@ class App(Router):
 
     def pause(self, group: str, paused: bool = True) -> None:
         """Let a group's handler in this process start nothing until ``pause(group, False)``."""
+        if group not in self._workers:
+            raise NotFound(f"no group {group!r} runs here", mend=nearest(group, self._workers))
         self._workers[group].pause(paused)
 
     def stats(self) -> dict[str, Stats]:

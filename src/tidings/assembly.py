@@ -19,6 +19,7 @@ from .kernel.handler import (
     Executor,
     Handler,
     Middleware,
+    One,
     Origin,
     Outcome,
     Outgoing,
@@ -33,7 +34,7 @@ from .kernel.settling import Policy
 from .kernel.topics import TICK, token
 from .kernel.transport import Delivery, Subscription
 from .kernel.worker import Work, Worker
-from .router import Registration
+from .router import Registration, refuse_dependencies
 
 LOOP, THREADS = 16, 8  # concurrency, unless given
 
@@ -60,9 +61,15 @@ class Assembly:
         self.executor: Executor | None = None
         r = registration
         self.origin = Origin(
-            name=r.fn.__qualname__, where=r.where, source=defaults.app, group="" if r.live else group, to=r.to
+            name=r.fn.__qualname__,
+            where=r.where,
+            source=defaults.app,
+            group="" if r.live else group,
+            to=r.to,
+            limit=self.bus.limit,
         )
         self.plan = self._plan()
+        refuse_dependencies(registration, self.plan)
 
     def _plan(self) -> Plan:
         r, defaults = self.registration, self.defaults
@@ -94,7 +101,7 @@ class Assembly:
         if r.run != "loop":
             made = self._executed(values)
         elif r.role == "answer":
-            made = Handler(one=requests.answer(r.fn, plan_, self.decode, values, self.bus, self.origin.source))
+            made = Handler(one=self._answerer(values))
         elif r.batch:
             many = batch(r.fn, self.decode, emit, whole=plan_.takes == "message")
             made = Handler(many=many, limit=lambda: r.batch, batch=True)
@@ -105,6 +112,12 @@ class Assembly:
         if len(self.defaults.buses) > 1:
             made = self._routed(made)
         return wrapped(made, (*self.defaults.middleware, *r.middleware), self.origin)
+
+    def _answerer(self, values: Values) -> One:
+        """Past its deadline it says so to who asked, so the worker's own deadline must come later."""
+        r = self.registration
+        one = requests.answer(r.fn, self.plan, self.decode, values, self.bus, self.origin.source)
+        return requests.in_time(one, r.timeout, self.bus, self.origin.source)
 
     def _routed(self, handler: Handler) -> Handler:
         """Outputs to another bus are published first, then the input is settled: at least once."""
@@ -169,7 +182,13 @@ class Assembly:
         backoff = Backoff(attempts=1) if once else r.backoff or defaults.backoff
         policy = Policy(group=self.group, ordered=r.ordered, once=once, backoff=backoff)
         concurrency = 1 if r.role == "tick" else self.concurrency
-        work = Work(policy=policy, concurrency=concurrency, within=r.within, timeout=r.timeout, grace=defaults.grace)
+        work = Work(
+            policy=policy,
+            concurrency=concurrency,
+            within=r.within,
+            timeout=2 * r.timeout if r.role == "answer" else r.timeout,
+            grace=defaults.grace,
+        )
         breaker = defaults.breaker if r.breaker == "default" else r.breaker
         fresh = None if breaker is None or once else replace(breaker, buckets=[])
         return await self.bus.subscribe(subscription, self.handler(values), work, fresh, r.where)

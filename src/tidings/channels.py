@@ -69,7 +69,7 @@ class Topic(Generic[T]):
             refuse_reserved(self.pattern)
         captures(name)
         self.name = self.template = name
-        self.publishable = not name.startswith("_") and "{" not in name and not is_pattern(name)
+        self.publishable = _publishable(name)
         self.type, self.bus, self.lax = type, bus, lax
         self.classes = _plain_classes(type)
 
@@ -87,8 +87,8 @@ class Topic(Generic[T]):
             if not isinstance(value, str) or not TOKEN.fullmatch(value):
                 raise InvalidName(f"{name}={value!r} is no token", mend=f"tidings.token({value!r})")
         bound = copy(self)
-        bound.publishable = True
         bound.name = bound.pattern = CAPTURE.sub(lambda found: values[found[1]], self.template)
+        bound.publishable = _publishable(bound.name)
         return bound
 
     def __call__(self, data: T, /, **meta: Unpack[Meta]) -> Message[T]:
@@ -135,9 +135,7 @@ def draft_fields(meta: Meta) -> dict[str, Any]:
                 raise InvalidOption(f"priority cannot be {value!r}", mend="0 (default) to 9, higher first")
             fields[name] = value
         elif name in ("key", "id"):
-            if value is not None and not isinstance(value, str):
-                raise InvalidOption(f"{name} cannot be {value!r}", mend=f"str({value!r})")
-            fields[name] = value
+            fields[name] = None if value is None else _text(name, value)
         else:
             raise InvalidOption(f"a message has no option {name!r}", mend=nearest(name, Meta.__annotations__))
     if "delay" in fields and "deliver_at" in fields:
@@ -153,11 +151,20 @@ def _timestamp(value: Any) -> float:
 
 def _headers(value: Mapping[str, str]) -> Headers:
     for name, text in value.items():
-        if not isinstance(name, str) or not isinstance(text, str):
-            raise InvalidOption(f"header {name!r} cannot be {text!r}", mend="names and values of headers are str")
-        if name.startswith("tdg"):
+        if _text("a header's name", name).startswith("tdg"):
             raise InvalidOption(f"header {name!r} is reserved", why="headers that start with 'tdg' belong to Tidings")
+        _text(f"header {name!r}", text)
     return tuple(value.items())
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str) or any("\ud800" <= character <= "\udfff" for character in value):
+        raise InvalidOption(f"{name} cannot be {value!r}", mend="a str without lone surrogates")
+    return value
+
+
+def _publishable(name: str) -> bool:
+    return not name.startswith("_") and "{" not in name and not is_pattern(name)
 
 
 def _plain_classes(kind: Any) -> tuple[type, ...]:

@@ -76,6 +76,11 @@ class Plan(Struct, frozen=True):
         return fn(data if self.takes == "data" else replace(delivery.message, data=data), **others)
 
 
+def name_of(fn: Function) -> str:
+    """What to call a function, a partial or a callable object."""
+    return getattr(fn, "__qualname__", None) or type(fn).__qualname__
+
+
 def where(fn: Function) -> str:
     """``file:line`` of a function."""
     code = getattr(inspect.unwrap(fn), "__code__", None)
@@ -99,9 +104,7 @@ def plan(
     takes: Literal["data", "message", "nothing"] = "nothing"
     if payload:
         if not parameters or parameters[0].kind in (parameters[0].VAR_KEYWORD, parameters[0].KEYWORD_ONLY):
-            raise InvalidHandler(
-                f"{fn.__qualname__}() takes no payload", mend="give it a first parameter", where=where(fn)
-            )
+            raise InvalidHandler(f"{name_of(fn)}() takes no payload", mend="give it a first parameter", where=where(fn))
         first = hints.get(parameters.pop(0).name, Any)
         if batch:
             first = _item(fn, first)
@@ -114,7 +117,7 @@ def plan(
     sources = tuple(finder.sources(fn, parameters, hints))
     if batch and sources:
         raise InvalidHandler(
-            f"{fn.__qualname__}() takes a batch and {sources[0][0]!r}",
+            f"{name_of(fn)}() takes a batch and {sources[0][0]!r}",
             why="only the list has a meaning for a whole batch",
             mend="take list[Message[T]] and read the messages",
             where=where(fn),
@@ -131,7 +134,7 @@ def _item(fn: Function, annotation: Any) -> Any:
         return Any
     if get_origin(annotation) not in (list, Sequence):
         raise InvalidHandler(
-            f"{fn.__qualname__}() takes {annotation!r}",
+            f"{name_of(fn)}() takes {annotation!r}",
             why="it is called with batches",
             mend="take list[T]",
             where=where(fn),
@@ -152,15 +155,16 @@ class _Finder:
         self.fn, self.names, self.provided, self.overrides = fn, names, provided, overrides
         self.found: dict[Function, Dependency] = {}
         self.pending: list[Function] = []
+        self.scope = "message"  # of what is being looked into
 
     def hints(self, fn: Function) -> dict[str, Any]:
         target = fn if inspect.isroutine(fn) or inspect.isclass(fn) else type(fn).__call__
         target = target.__init__ if inspect.isclass(target) else target
         try:
             return get_type_hints(target, localns=_locals(target), include_extras=True)
-        except NameError as error:
+        except Exception as error:
             raise InvalidHandler(
-                f"an annotation of {fn.__qualname__}() cannot be resolved",
+                f"an annotation of {name_of(fn)}() cannot be resolved",
                 why=str(error),
                 mend="define or import the name before the handler, not only under TYPE_CHECKING",
                 where=where(fn),
@@ -181,38 +185,48 @@ class _Finder:
                 if isinstance(mark, Depends):
                     return self._depends(mark)
             hint = get_args(hint)[0]
-        if is_message(hint):
-            return lambda delivery, data, values: replace(delivery.message, data=data)
-        if hint is Delivery:
-            return lambda delivery, data, values: delivery
         for known, value in self.provided.items():
             if isinstance(hint, type) and issubclass(known, hint) and hint is not object:
                 return lambda delivery, data, values: value
-        if parameter.name in self.names:
-            index = self.names[parameter.name]
-            return lambda delivery, data, values: delivery.message.topic.split(".")[index]
-        if parameter.default is not parameter.empty or parameter.kind in (
-            parameter.VAR_KEYWORD,
-            parameter.VAR_POSITIONAL,
-        ):
+        source = self._of_message(parameter.name, hint)
+        optional = parameter.default is not parameter.empty
+        if source is not None and self.scope == "message" and parameter.kind is not parameter.POSITIONAL_ONLY:
+            return source
+        if optional or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             return None
+        why = "parameters after the payload are Message, Delivery, App, a capture, or Annotated[T, Depends(f)]"
+        if source is not None:
+            why = "this is called once per app, not per message" if self.scope == "app" else "it is positional-only"
         raise InvalidHandler(
-            f"{fn.__qualname__}() has a parameter {parameter.name!r} that nothing fills",
-            why="parameters after the payload are Message, Delivery, App, a capture, or Annotated[T, Depends(f)]",
+            f"{name_of(fn)}() has a parameter {parameter.name!r} that nothing fills",
+            why=why,
             mend=nearest(parameter.name, self.names) or "annotate it, give it a default, or capture it in the topic",
             where=where(fn),
         )
 
+    def _of_message(self, name: str, hint: Any) -> Source | None:
+        if is_message(hint):
+            return lambda delivery, data, values: replace(delivery.message, data=data)
+        if hint is Delivery:
+            return lambda delivery, data, values: delivery
+        if name in self.names:
+            index = self.names[name]
+            return lambda delivery, data, values: delivery.message.topic.split(".")[index]
+        return None
+
     def _depends(self, mark: Depends) -> Source:
-        f = mark.f
-        if f in self.pending:
-            raise InvalidHandler(f"{f.__qualname__}() depends on itself", where=where(f))
+        f, outer = mark.f, self.scope
+        if f in self.pending or (outer == "app" and mark.scope == "message"):
+            what = "itself" if f in self.pending else f"{name_of(f)}(), which is called per message"
+            raise InvalidHandler(f"{name_of(self.pending[-1])}() depends on {what}", where=where(self.pending[-1]))
         if f not in self.found:
             self.pending.append(f)
+            self.scope = mark.scope
             call = self.overrides.get(f, f)
             parameters = self.sources(call, list(inspect.signature(call).parameters.values()), self.hints(call))
             self.found[f] = Dependency(f, call, mark.scope, tuple(parameters))
             self.pending.pop()
+            self.scope = outer
         return lambda delivery, data, values: values[f]
 
 
@@ -267,8 +281,13 @@ def invoker(fn: Function, plan: Plan, decode: Decode, app_values: Values) -> Cal
     async def invoke(delivery: Delivery) -> Any:
         data, values = decode(delivery.message.body, delivery.message.content_type), dict(app_values)
         async with AsyncExitStack() as stack:
-            await provide(plan.dependencies, delivery, data, values, stack)
-            return await collected(plan.call(fn, delivery, data, values))
+            try:
+                await provide(plan.dependencies, delivery, data, values, stack)
+                return await collected(plan.call(fn, delivery, data, values))
+            except Exception as error:
+                failure = error
+                raise
+        raise failure  # a dependency swallowed it
 
     return invoke
 
@@ -281,8 +300,13 @@ def caller(fn: Function, plan: Plan, decode: Decode, emit: Emit, app_values: Val
     def call(delivery: Delivery) -> Any:
         data, values = decode(delivery.message.body, delivery.message.content_type), dict(app_values)
         with ExitStack() as stack:
-            provide_here(plan.dependencies, delivery, data, values, stack)
-            return emit(gathered(plan.call(fn, delivery, data, values)), delivery.message)
+            try:
+                provide_here(plan.dependencies, delivery, data, values, stack)
+                return emit(gathered(plan.call(fn, delivery, data, values)), delivery.message)
+            except Exception as error:
+                failure = error
+                raise
+        raise failure  # a dependency swallowed it
 
     return call
 

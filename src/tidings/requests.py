@@ -177,6 +177,20 @@ def answer(fn: Callable[..., Any], plan: Plan, decode: Decode, app_values: Value
     return one
 
 
+def in_time(one: One, timeout: float, bus: Bus, source: str) -> One:
+    """An answerer whose deadline becomes an error reply."""
+    reply = replier(source, bus.clock.now)
+
+    async def timed(delivery: Delivery) -> Outgoing:
+        try:
+            async with asyncio.timeout(timeout):
+                return await one(delivery)
+        except TimeoutError:
+            return reply(delivery.message, f"HandlerTimeout: it ran longer than {timeout:g} s", "error")
+
+    return timed
+
+
 def answering(many: Many, bus: Bus, source: str) -> Many:
     """An answerer in a thread or process: its exceptions become error replies."""
     reply = replier(source, bus.clock.now)

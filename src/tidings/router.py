@@ -161,6 +161,9 @@ class Router:
         return cast("Same", lambda fn: self._register(fn, "tick", declared, {}))
 
     def _register(self, fn: Any, role: Role, declared: dict[str, Any], options: dict[str, Any]) -> Any:
+        if not hasattr(fn, "__qualname__"):
+            what, mend = f"{fn!r} has no name to call its group by", "write a function that calls it"
+            raise InvalidHandler(what, mend=mend)
         given = _checked(fn, role, options)
         kind = declared.get("type", Any)
         template, payload = declared["template"], role != "tick"
@@ -238,9 +241,14 @@ def _refuse_contradictions(r: Registration) -> None:
         raise refuse(f"to={r.to.name!r} is no single topic", "return topic.bind(...)(payload) instead of using to=")
     if r.run == "process":
         check_importable(r.fn)
-    if r.run != "loop":
-        for dependency in r.plan.dependencies:
-            if dependency.scope == "message" and dependency.is_async:
-                raise refuse(
-                    "an async dependency cannot run in a " + r.run, "make the handler or the scope async or app"
-                )
+    refuse_dependencies(r, r.plan)
+
+
+def refuse_dependencies(r: Registration, found: Plan) -> None:
+    """Refuse what a thread or a process cannot call; again at opening, when overrides are known."""
+    for dependency in found.dependencies if r.run != "loop" else ():
+        scoped = dependency.scope == "app"
+        if (r.run == "process" and scoped) or (dependency.is_async and not scoped):
+            kind = "a dependency of the app" if scoped else "an async dependency"
+            mend = "make the handler async, or the dependency plain" + ("" if r.run == "process" else " or scope='app'")
+            raise InvalidHandler(f"{r.fn.__qualname__}(): {kind} cannot run in a {r.run}", mend=mend, where=r.where)

@@ -8,7 +8,8 @@ from typing import Any, NoReturn
 
 from .chunks import ChunkWorker
 from .clock import SYSTEM, Clock, current_clock
-from .errors import InvalidURL, MissingExtra, NotOpen, PublishFailed, TidingsError, TooLarge, Unsupported, nearest
+from .codec import refuse_large
+from .errors import InvalidURL, MissingExtra, NotOpen, PublishFailed, TidingsError, Unsupported, nearest
 from .handler import Handler
 from .message import Message
 from .outcome import Breaker
@@ -74,9 +75,7 @@ class Bus:
         if not self.opened:
             raise NotOpen("the bus is not open", mend="use `async with app:` or `async with app.connect():`")
         for message in messages:
-            if len(message.body) > self.limit:
-                what = f"a body of {len(message.body):,} bytes for {message.topic!r} is more than {self.limit:,}"
-                raise TooLarge(what, mend="publish a reference to it (EIP: Claim Check)")
+            refuse_large(message, self.limit)
             if message.priority or message.deliver_at or message.expires_at:
                 self.require("priority", wanted=message.priority)
                 self.require("delay", wanted=message.deliver_at)

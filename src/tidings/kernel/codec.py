@@ -16,8 +16,9 @@ from typing import Any, Union, get_args, get_origin
 import msgspec
 from msgspec import UNSET
 
-from .errors import InvalidHandler, InvalidOption, PayloadRefused, Undecodable
+from .errors import InvalidHandler, InvalidOption, PayloadRefused, TooLarge, Undecodable
 from .message import BINARY, JSON, TEXT, Message, new_id
+from .topics import check_topic, refuse_reserved
 
 Decode = Callable[[bytes, str], Any]
 
@@ -77,6 +78,8 @@ def seal(
 
     Raises ``PayloadRefused``; ``InvalidOption`` for a message that would expire before it is due.
     """
+    if not draft.type and draft.address is None:  # made by hand, not by a topic
+        refuse_reserved(check_topic(draft.topic))
     body, content_type = (draft.body, draft.content_type) if draft.data is UNSET else encode(draft.data)
     deliver_at = draft.deliver_at if draft.delay is None else now + draft.delay
     expires_at = draft.expires_at if draft.expires is None else now + draft.expires
@@ -105,6 +108,13 @@ def seal(
         draft.address,
         bus=draft.bus,
     )
+
+
+def refuse_large(message: Message[Any], limit: int) -> None:
+    """Raises ``TooLarge`` for a body that leaves no room for a dead letter's context."""
+    if len(message.body) > limit:
+        what = f"a body of {len(message.body):,} bytes for {message.topic!r} is more than {limit:,}"
+        raise TooLarge(what, mend="publish a reference to it (EIP: Claim Check)")
 
 
 def decoder(type: Any, *, lax: bool = False) -> Decode:

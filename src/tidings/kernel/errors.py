@@ -12,6 +12,7 @@ what shall happen to its message (``outcome.py`` reads them).
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
@@ -21,7 +22,7 @@ from typing import ClassVar
 Duration = str | float | timedelta
 """``"250ms"``, ``"5s"``, ``"1h30m"``, ``"2d"``, a number of seconds, or a ``timedelta``."""
 
-PACKAGE = str(Path(__file__).parents[1])
+PACKAGE = str(Path(__file__).parents[1]) + os.sep
 
 
 class TidingsError(Exception):

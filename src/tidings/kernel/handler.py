@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 from msgspec.structs import replace
 
-from .codec import Decode, seal
+from .codec import Decode, refuse_large, seal
 from .errors import InvalidHandler, Partial, WrongReturn
 from .message import Message, derived_id
 from .transport import Delivery
@@ -61,6 +61,7 @@ class Origin(Struct, frozen=True, kw_only=True):
     source: str
     group: str
     to: Callable[[Any], Message[Any]] | None = None  # a topic
+    limit: int = 2**63  # bytes of an output's body
 
 
 def lean(fn: Callable[[Any], Awaitable[Any]], decode: Decode, emit: Emit) -> One:
@@ -187,7 +188,9 @@ def emitter(origin: Origin, now: Callable[[], float]) -> Emit:
             if type(draft) is not Message:
                 raise wrong(draft)
             id = derived_id(parent.id, group, draft.topic, len(sent)) if parent is not None else ""
-            sent.append(seal(draft, id=id, now=now(), source=source, parent=parent))
+            sealed = seal(draft, id=id, now=now(), source=source, parent=parent)
+            refuse_large(sealed, origin.limit)
+            sent.append(sealed)
         return tuple(sent)
 
     return emit

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from .clock import Clock
 from .dead import dead_letter
-from .errors import BusError, Skip
+from .errors import BusError, Skip, text_of
 from .lanes import Lanes
 from .outcome import Backoff, Breaker, Dead, Fate, Kind, Wait, before, classify, decide
 from .topics import DEAD
@@ -138,7 +138,9 @@ class Settling:
         if isinstance(fate, Dead):
             failures = delivery.failures + (fate.reason == Kind.FAILED.value and error is not None)
             letter = dead_letter(delivery, self.policy.group, fate.reason, error, self.clock.now(), failures)
-            log.warning("dead letter of %s: %s, id %s: %s", self.policy.group, fate.reason, letter.id, error or "")
+            log.warning(
+                "dead letter of %s: %s, id %s: %s", self.policy.group, fate.reason, letter.id, error and text_of(error)
+            )
             self.stats.dead += 1
             self.put(Settlement(delivery, ACK, (letter,)))
             return True
@@ -187,7 +189,7 @@ class Settling:
                 self.wake()
                 failures = await self._settle(batch)
                 self.committing = ()
-                self._committed(batch, failures, good - len(failures))
+                self._committed(batch, failures, good)
 
     async def _settle(self, batch: Sequence[Settlement]) -> list[Failure]:
         """Settle what is still ours, trying again for as long as the bus cannot."""
@@ -231,6 +233,7 @@ class Settling:
             log.error("a dead letter of %s was refused: %s", self.policy.group, failure.error)
             self.put(Settlement(delivery, Release(60.0)))
         else:  # its lane has moved on
+            self.stats.handled -= 1
             self.stats.failed += 1
             backoff, now = self.policy.backoff, self.clock.now()
             fate = decide(failure.error, delivery, backoff, broken=False, room=False, now=now)

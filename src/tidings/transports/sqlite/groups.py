@@ -1,0 +1,392 @@
+"""Members and groups: who is there, who reads what, from where, and what must be kept for them. Steps only.
+
+A member is one open bus of one process. One that is provably dead, or silent for a lease, is *expired* by whoever
+notices: all it held becomes suspect. It learns so at its next ``begin``, loses its sessions, and joins anew.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+from array import array
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
+
+import apsw
+
+from tidings.kernel.errors import BusError, NotFound, nearest
+from tidings.kernel.topics import DEAD, GROUP, matches
+from tidings.kernel.transport import Delivery, Event, GroupInfo, Session, Subscription, TopicInfo
+
+from . import identity, started_at
+from .log import END, SLOTS, Found, Interest, Log, Steps, decode_head, sql
+
+STRETCHES = 64  # scans in one claim, so that no claim holds the file for long
+
+
+class Held(Session):
+    """What a member has in its hands: a claim of fresh messages, or one parked message taken for the ``take``-th time.
+
+    ``todo``: the numbers not settled yet; ``keys``: theirs, in ordered groups; ``seen``: when they were
+    last extended, and by whom.
+    """
+
+    __slots__ = ("born", "crashes", "failures", "group", "id", "keys", "owner", "seen", "suspect", "take", "todo")
+
+    def __init__(self, group: int, todo: set[int], born: float, owner: object, id: int = 0) -> None:
+        super().__init__()
+        self.group, self.todo, self.born, self.owner, self.id = group, todo, born, owner, id
+        self.take = self.failures = self.crashes = 0
+        self.suspect = False
+        self.keys: dict[int, str | None] = {}
+        self.seen: dict[int, tuple[float, Delivery]] = {}
+
+
+class Group:
+    """A group as last read: its patterns, and the channels they match by priority (0 for all, if ordered)."""
+
+    def __init__(self, id: int, ordered: int, generation: int, patterns: list[tuple[str, int, int]]) -> None:
+        self.id, self.ordered, self.generation, self.patterns = id, bool(ordered), generation, patterns
+        self.interests: dict[int, Interest] = {}
+        self.scanned: dict[int, int] = {}  # nothing of ours up to here, though the file does not say so yet
+        self.known = 0
+        self.ended = max((last for _, _, last in patterns if last < END), default=-1)
+        self.mixed = max([self.ended, *(first - 1 for _, first, _ in patterns)])  # up to here patterns differ by number
+
+    def learn(self, log: Log) -> None:
+        """Match channels that are new."""
+        if self.known == log.known:
+            return
+        ids = {channel for pattern, _, _ in self.patterns for channel in log.matching(pattern, self.known)}
+        by_priority: dict[int, list[int]] = {}
+        for channel in sorted(ids):
+            by_priority.setdefault(0 if self.ordered else log.topics[channel][1], []).append(channel)
+        for priority, channels in by_priority.items():
+            dead = any(log.topics[channel][0].startswith(DEAD) for channel in channels)
+            self.interests.setdefault(priority, Interest()).add(channels, dead)
+        self.known = log.known
+
+    def wanted(self, rows: list[Found], log: Log) -> list[Found]:
+        """Those of ``rows`` that a pattern matches at their number."""
+        return [
+            row
+            for row in rows
+            if any(first <= row[0] <= last and matches(p, log.topics[row[1]][0]) for p, first, last in self.patterns)
+        ]
+
+
+class Groups(Steps):
+    """``lost``, ``events`` and ``woken`` tell the loop what a transaction did beside its results."""
+
+    def __init__(self, con: apsw.Connection, log: Log, lease: float) -> None:
+        super().__init__(con)
+        self.log, self.lease = log, lease
+        self.identity = identity(os.getpid())
+        self.member, self.mono, self.checked = 0, 0.0, 0.0
+        self.claims: dict[int, Held] = {}  # by id
+        self.takes: dict[tuple[int, int], Held] = {}  # by group and number
+        self.joined: set[int] = set()  # groups consumed here
+        self.groups: dict[int, Group] = {}
+        self.lost: list[Held] = []
+        self.events: list[Event] = []
+        self.woken: set[int] = set()
+        self.struck: list[tuple[Held, set[int]]] = []  # what ``todo`` was before this transaction
+        self.before = (0, self.claims, self.takes, self.joined)
+
+    # -- members -------------------------------------------------------------------------------------------------
+
+    def begin(self, mono: float) -> None:
+        """First in every transaction. If others declared this member lost, all it held is; it joins anew."""
+        self.mono, self.struck, self.lost, self.events, self.woken = mono, [], [], [], set()
+        self.before = (self.member, self.claims.copy(), self.takes.copy(), self.joined.copy())
+        if self.member and not self.rows("SELECT 1 FROM member WHERE id = ?", (self.member,)):
+            self.lost = [*self.claims.values(), *self.takes.values()]
+            self.claims, self.takes = {}, {}
+            self.events.append(Event("fenced", max(1, len(self.lost)), "this process was silent for a lease"))
+            self.woken |= self.joined
+            self.join()
+
+    def reset(self) -> None:
+        """The transaction was rolled back: what it did in memory is, too."""
+        for held, todo in reversed(self.struck):
+            held.todo = todo
+        self.member, self.claims, self.takes, self.joined = self.before
+        self.struck, self.groups = [], {}
+
+    def join(self) -> None:
+        query = "INSERT INTO member(boot, pid, started, pidns, beat) VALUES (?, ?, ?, ?, ?) RETURNING id"
+        self.member = self.value(query, (*self.identity, self.mono))
+        self.con.executemany("INSERT INTO part VALUES (?, ?)", [(group, self.member) for group in self.joined])
+
+    def enter(self) -> None:
+        self.join()
+        self.expire()
+
+    def beat(self, at: float, *, sweep: bool = False) -> None:
+        """The event loop was alive at ``at``."""
+        self.run("UPDATE member SET beat = max(beat, ?) WHERE id = ?", (at, self.member))
+        query = "UPDATE grp SET seen = ? WHERE seen < ? AND id IN (SELECT grp FROM part WHERE member = ?)"
+        self.run(query, (self.log.now, self.log.now - 3600, self.member))
+        if sweep:
+            self.sweep(at)
+
+    def sweep(self, at: float) -> None:
+        """What its holder did not extend goes back: ``claims.py`` knows what is held."""
+
+    def gone(self, mono: float) -> list[int]:
+        """Members that are provably dead, or silent for a lease. Needs no transaction."""
+        boot, _, _, pidns = self.identity
+        others = self.rows("SELECT id, boot, pid, started, pidns, beat FROM member WHERE id <> ?", (self.member,))
+        return [
+            id
+            for id, its_boot, pid, started, its_pidns, beat in others
+            if its_boot != boot or beat < mono - self.lease or (its_pidns == pidns and started_at(pid) != started)
+        ]
+
+    def expire(self) -> None:
+        """What lost members held is parked as suspect; a mark they left is one crash."""
+        self.checked, count = self.mono, 0
+        for member in self.gone(self.mono):
+            for group, todo in self.rows("SELECT grp, todo FROM claim WHERE member = ?", (member,)):
+                numbers = unpack(todo)
+                self.park(group, numbers, self.log.now, suspect=1)
+                count += len(numbers)
+            count += self.value("SELECT count(*) FROM parked WHERE member = ?", (member,))
+            self.woken |= {group for (group,) in self.rows("SELECT grp FROM part WHERE member = ?", (member,))}
+            self.run(sql("expire"), {"member": member})
+        if count:
+            self.events.append(Event("recovered", count, "a process died, or was silent for a lease"))
+
+    def park(
+        self, group: int, numbers: Iterable[int], due: float, *, suspect: int = 0, failures: int = 0, why: str = ""
+    ) -> None:
+        """Give each of these messages a row of its own. Keys matter only where they are held: in ordered groups."""
+        numbers = list(numbers)
+        keys: dict[int, tuple[str | None, int | None]] = {}
+        if self.group(group).ordered:
+            for seq, (_, _, slot, head, *_) in self.log.fetch(numbers).items():
+                keys[seq] = decode_head(head)[1], seq & (SLOTS - 1) if slot is None else slot
+        self.con.executemany(
+            "INSERT INTO parked(grp, seq, key, slot, due, failures, suspect, why) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO NOTHING",
+            [(group, seq, *keys.get(seq, (None, None)), due, failures, suspect, why) for seq in numbers],
+        )
+        self.woken.add(group)
+
+    # -- registration --------------------------------------------------------------------------------------------
+
+    def register(self, subscription: Subscription) -> int:
+        """A group with its start position, and this process as one of its members. The last registration wins."""
+        self.expire()
+        self.log.flush()
+        name, ordered = subscription.group or "", int(subscription.ordered)
+        row = self.rows("SELECT id, ordered FROM grp WHERE name = ?", (name,))
+        id: int = row[0][0] if row else self._create(name, subscription)
+        if row and row[0][1] != ordered:
+            self._reorder(id, ordered)
+        self._repattern(id, subscription.pattern)
+        query = "UPDATE grp SET app = ?, ordered = ?, seen = ? WHERE id = ?"
+        self.run(query, (subscription.app, ordered, self.log.now, id))
+        self.run("INSERT OR IGNORE INTO part VALUES (?, ?)", (id, self.member))
+        self.joined.add(id)
+        return id
+
+    def _create(self, name: str, subscription: Subscription) -> int:
+        first = self.log.seq + 1 if subscription.start is None else self._first(subscription.start)
+        query = "INSERT INTO grp(name, app, generation, ordered, seen) VALUES (?, ?, 1, ?, ?) RETURNING id"
+        id: int = self.value(query, (name, subscription.app, int(subscription.ordered), self.log.now))
+        patterns = [(id, subscription.pattern, first), (id, GROUP + name, 0)]
+        self.con.executemany("INSERT INTO pattern(grp, pattern, first) VALUES (?, ?, ?)", patterns)
+        self._place(id, subscription.ordered, first - 1)
+        self.renew(id)
+        for channel in self.log.matching(GROUP + name):  # its private address is read from its beginning
+            for table in self.log.tables():
+                older = self.rows(f"SELECT seq FROM {table} WHERE channel = ? AND seq < ?", (channel, first))
+                self.park(id, [seq for (seq,) in older], self.log.now)
+        return id
+
+    def _first(self, start: float) -> int:
+        """The first number of what was stored at or after ``start``, dead letters included."""
+        if start <= 0:
+            return 1
+        first = self.log.position(start)
+        return min(first, self.value("SELECT min(seq) FROM dead WHERE at >= ?", (start,)) or first)
+
+    def _place(self, id: int, ordered: bool, seq: int) -> None:
+        """Put a group's cursors, or slots, to ``seq``."""
+        table, places = ("slot(grp, slot, seq)", SLOTS) if ordered else ("cursor(grp, priority, seq)", 10)
+        query = f"INSERT INTO {table} VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET seq = excluded.seq"
+        self.con.executemany(query, [(id, place, seq) for place in range(places)])
+
+    def _reorder(self, id: int, ordered: int) -> None:
+        """From cursors to slots or back, at the lowest: messages may come again, none is lost."""
+        places = json.dumps([*range(SLOTS)] if not ordered else list(self.group(id).interests))
+        old, place = ("cursor", "priority") if ordered else ("slot", "slot")
+        query = f"SELECT min(seq) FROM {old} WHERE grp = ? AND {place} IN (SELECT value FROM json_each(?))"
+        seq = self.value(query, (id, places)) or self.log.seq
+        self.run("DELETE FROM cursor WHERE grp = :id; DELETE FROM slot WHERE grp = :id", {"id": id})
+        self._place(id, bool(ordered), seq)
+        self.run("UPDATE parked SET slot = seq & 63 WHERE grp = ? AND slot IS NULL", (id,))
+        self.renew(id)
+
+    def _repattern(self, id: int, pattern: str) -> None:
+        where = f"WHERE grp = ? AND last IS NULL AND pattern NOT GLOB '{GROUP}*'"
+        if self.rows(f"SELECT pattern FROM pattern {where}", (id,)) != [(pattern,)]:
+            self.run(f"UPDATE pattern SET last = ? {where}", (self.log.seq, id))
+            self.run("INSERT INTO pattern(grp, pattern, first) VALUES (?, ?, ?)", (id, pattern, self.log.seq + 1))
+            self.renew(id)
+
+    def renew(self, id: int) -> None:
+        """What the group reads has changed."""
+        self.run("UPDATE grp SET generation = generation + 1 WHERE id = ?", (id,))
+        self.run("UPDATE meta SET groups = groups + 1")
+
+    def group(self, id: int) -> Group:
+        """A group as it is now."""
+        ordered, generation = self.value("SELECT ordered, generation FROM grp WHERE id = ?", (id,))
+        group = self.groups.get(id)
+        if group is None or group.generation != generation:
+            rows = self.rows("SELECT pattern, first, coalesce(last, ?) FROM pattern WHERE grp = ?", (END, id))
+            group = self.groups[id] = Group(id, ordered, generation, rows)
+        group.learn(self.log)
+        return group
+
+    def stretch(
+        self, group: Group, priority: int, position: int, limit: int, slots: dict[int, int] | None = None
+    ) -> tuple[list[Found], int]:
+        """Messages of one priority beyond ``position``; in ordered groups beyond the positions of ``slots``."""
+        mask = None if slots is None else bits(slots)
+        found: list[Found] = []
+        for _ in range(STRETCHES):
+            if len(found) >= limit or position >= self.log.seq:
+                break
+            before = position
+            rows, position = self.log.scan(group.interests[priority], before, limit - len(found), mask)
+            if group.ended >= 0 or before < group.mixed:
+                rows = group.wanted(rows, self.log)
+            if slots is not None:
+                rows = [row for row in rows if row[0] > slots[row[0] & 63 if row[2] is None else row[2]]]
+            found += rows
+        return found, position
+
+    def leave(self, id: int) -> None:
+        """This process no longer consumes the group."""
+        self.joined.discard(id)
+        self.run("DELETE FROM part WHERE grp = ? AND member = ?", (id, self.member))
+        self.run("UPDATE slot SET member = NULL WHERE grp = ? AND member = ?", (id, self.member))
+        self.run("UPDATE grp SET seen = ? WHERE id = ?", (self.log.now, id))
+
+    # -- mending and looking -------------------------------------------------------------------------------------
+
+    def _at_rest(self, name: str) -> int:
+        """A group's id. Raises ``NotFound``, and ``BusError`` while a process consumes it."""
+        id: int | None = self.value("SELECT id FROM grp WHERE name = ?", (name,))
+        if id is None:
+            raise NotFound(
+                f"no group {name!r}", mend=nearest(name, (row[0] for row in self.rows("SELECT name FROM grp")))
+            )
+        self.log.flush()
+        self.expire()
+        if self.rows("SELECT 1 FROM part WHERE grp = ?", (id,)):
+            raise BusError(f"group {name!r} has members at work", mend="stop the app that consumes it")
+        return id
+
+    def rename(self, name: str, to: str) -> None:
+        """It still answers to the old name: dead letters of before are replayed there."""
+        id = self._at_rest(name)
+        if self.rows("SELECT 1 FROM grp WHERE name = ?", (to,)):
+            raise BusError(f"group {to!r} exists", mend=f"drop it first, or drop {name!r}")
+        self.run("UPDATE grp SET name = ? WHERE id = ?", (to, id))
+        self.run("INSERT INTO pattern(grp, pattern, first) VALUES (?, ?, 0)", (id, GROUP + to))
+        self.renew(id)
+
+    def drop(self, name: str) -> None:
+        id = self._at_rest(name)
+        self.renew(id)
+        self.run(sql("drop"), {"grp": id})
+
+    def seek(self, name: str, start: float) -> None:
+        """Replay. What was parked comes again with the rest."""
+        id = self._at_rest(name)
+        first = self._first(start)
+        self.run("UPDATE pattern SET first = min(first, ?) WHERE grp = ?", (first, id))
+        retained = max(first, self.log.segments[0].first)  # of what is older, the parked row is all there is
+        self.run("DELETE FROM parked WHERE grp = ? AND seq >= ?", (id, retained))
+        self._place(id, self.group(id).ordered, first - 1)
+        self.renew(id)
+
+    def tick(self, name: str, due: float) -> bool:
+        newer = "ON CONFLICT DO UPDATE SET due = excluded.due WHERE excluded.due > tick.due"
+        return self.run(f"INSERT INTO tick VALUES (?, ?) {newer}", (name, due)) == 1
+
+    def read(self, pattern: str, after: int, limit: int) -> list[Found]:
+        """Retained messages of a pattern beyond ``after``, dead letters too."""
+        interest, found = Interest(), list[Found]()
+        interest.add(self.log.matching(pattern), True)
+        while len(found) < limit and after < self.log.seq:
+            rows, after = self.log.scan(interest, after, limit - len(found))
+            found += rows
+        return found
+
+    def describe(self, pattern: str) -> list[GroupInfo]:
+        """The groups whose name is in ``pattern``. Needs a read transaction only."""
+        found = self.rows("SELECT id, name FROM grp ORDER BY name")
+        return [self._info(self.group(id)) for id, name in found if matches(pattern, name)]
+
+    def _info(self, group: Group) -> GroupInfo:
+        name, app, held, parked, first, dead, members = self.value(sql("groups"), {"grp": group.id})
+        claims = self.rows("SELECT todo FROM claim WHERE grp = ?", (group.id,))
+        todo = [seq for (blob,) in claims for seq in unpack(blob)]
+        lag, firsts = self._lag(group)
+        unsettled = min([*todo, *firsts, *([first] if first else [])], default=0)
+        oldest = next((row[5] for row in self.log.fetch([unsettled]).values()), None)
+        now = (p for p, _, last in group.patterns if last == END and not p.startswith(GROUP))
+        return GroupInfo(name, app, next(now, ""), lag, len(todo) + held, parked, dead, oldest, members)
+
+    def _lag(self, group: Group) -> tuple[int, list[int]]:
+        """How many messages wait for the group, and the first of each channel."""
+        table, place = ("slot", "slot") if group.ordered else ("cursor", "priority")
+        after = dict(self.rows(f"SELECT {place}, seq FROM {table} WHERE grp = ?", (group.id,)))
+        mine = f"(SELECT seq FROM slot s WHERE grp = {group.id} AND s.slot = coalesce(m.slot, m.seq & 63))"
+        where = "channel = ? AND seq > ? AND seq <= ?" + (f" AND seq > {mine}" if group.ordered else "")
+        count, firsts = 0, list[int]()
+        for pattern, first, last in group.patterns:
+            for channel in self.log.matching(pattern):
+                low = max(first - 1, min(after.values()) if group.ordered else after[self.log.topics[channel][1]])
+                for stored in self.log.tables():
+                    query = f"SELECT count(*), min(seq) FROM {stored} m WHERE {where}"
+                    n, seq = self.value(query, (channel, low, last))
+                    count, firsts = count + n, firsts + [seq] * bool(n)
+        return count, firsts
+
+    def retained(self, pattern: str) -> list[TopicInfo]:
+        """The topics in ``pattern`` that have messages."""
+        found: dict[str, TopicInfo] = {}
+        for table in self.log.tables():
+            for channel, count, last in self.rows(f"SELECT channel, count(*), max(seq) FROM {table} GROUP BY channel"):
+                name = self.log.names[channel]
+                if matches(pattern, name):
+                    at = self.value(f"SELECT at FROM {table} WHERE seq = ?", (last,))
+                    known = found.get(name, TopicInfo(name, 0, at))
+                    found[name] = TopicInfo(name, known.messages + count, max(known.last or at, at))
+        return [found[name] for name in sorted(found)]
+
+
+def bits(slots: Iterable[int]) -> int:
+    """A bit mask, as SQLite's signed integer."""
+    mask = sum(1 << slot for slot in slots)
+    return mask - 2**64 if mask >= 2**63 else mask
+
+
+def pack(numbers: Sequence[int]) -> bytes:
+    """Rising numbers, delta-coded: the first, then bytes, or words where a gap is large."""
+    gaps = [b - a for a, b in pairwise(numbers)]
+    wide = max(gaps, default=0)
+    code = "B" if wide < 256 else "I" if wide < 2**32 else "Q"
+    return struct.pack(">Qc", numbers[0], code.encode()) + array(code, gaps).tobytes()
+
+
+def unpack(todo: bytes) -> list[int]:
+    first, code = struct.unpack_from(">Qc", todo)
+    return list(accumulate(array(code.decode(), todo[9:]), initial=first))

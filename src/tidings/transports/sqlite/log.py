@@ -1,0 +1,396 @@
+"""The log: messages as rows, numbered once, in a chain of tables of which retention drops the oldest whole.
+
+Steps only: every method runs inside the transaction of whoever calls it, between ``begin`` and ``flush``. What is kept
+in memory mirrors the file and is renewed by ``begin``; ``reset`` forgets it after a rollback.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any, cast
+from zlib import crc32
+
+import apsw
+import msgspec
+from msgspec import UNSET, Struct
+
+from tidings.kernel.errors import BusFull
+from tidings.kernel.message import Message
+from tidings.kernel.topics import DEAD, REPLY, Matcher, is_pattern
+
+Row = tuple[tuple[str, int], float | None, int | None, bytes, bytes]
+"""((destination, priority), due, slot, head, body): a message on its way into the log; ``due`` None: at once."""
+
+Found = tuple[Any, ...]
+"""(seq, channel, slot, head, body): a message in the log. ``slot`` None: it has no key."""
+
+SCHEMA, SLOTS, END = 1, 64, 2**62
+OVERHEAD = 48  # bytes a row costs beside its head and body, index entry included
+CHUNK = 100  # rows an INSERT; one such statement is ~25 % faster than executemany
+FLOOD = 20_000  # more new rows than this are not looked through one by one: everybody is woken
+
+_encode = msgspec.msgpack.Encoder().encode
+decode_head = msgspec.msgpack.Decoder().decode
+
+
+@lru_cache(None)
+def sql(name: str) -> str:
+    """The text of ``<name>.sql``."""
+    return files(__package__).joinpath(f"{name}.sql").read_text()
+
+
+@lru_cache(256)
+def _insert(table: str, rows: int) -> str:
+    return f"INSERT INTO {table} VALUES " + ",".join(["(?,?,?,?,?,?)"] * rows)
+
+
+@lru_cache(1024)
+def _scan(table: str, by: str, single: bool, slots: bool) -> str:
+    channels = "channel = ?" if single else "channel IN (SELECT value FROM json_each(?))"
+    mask = "AND ((? >> coalesce(slot, seq & 63)) & 1)" if slots else ""
+    return sql("scan").format(table=table, by=by, channels=channels, slots=mask)
+
+
+@lru_cache(1024)
+def _regex(pattern: str) -> re.Pattern[str]:
+    """``topics.matches`` as an expression, to look through many thousand topics."""
+    parts = [{"*": r"[^.]+", ">": r".+"}.get(part, re.escape(part)) for part in pattern.split(".")]
+    return re.compile(("(?!_)" if pattern[0] in "*>" else "") + r"\.".join(parts))
+
+
+def freeze(messages: Iterable[Any], now: float) -> tuple[list[Row], int]:
+    """Messages as rows, and their size. A head holds what is not default: six attributes nearly always."""
+    rows, size = list[Row](), 0
+    for m in messages:
+        due, key, body = m.deliver_at, m.key, m.body
+        if (
+            m.headers is due is m.expires_at is m.reply_to is m.correlation_id is m.causation_id is m.address is None
+            and m.priority == 0
+        ):
+            head = _encode((m.id, key, m.time, m.type, m.source, m.content_type))
+        else:
+            rest = (m.headers, m.priority, due, m.expires_at, m.reply_to, m.correlation_id, m.causation_id)
+            was = m.topic if m.address else None
+            head = _encode((m.id, key, m.time, m.type, m.source, m.content_type, *rest, was))
+            due = due if due is not None and due > now else None
+        slot = None if key is None else crc32(key.encode()) & 63
+        rows.append(((m.address or m.topic, m.priority), due, slot, head, body))
+        size += len(head) + len(body)
+    return rows, size + OVERHEAD * len(rows)
+
+
+def thaw(destination: str, head: list[Any], body: bytes) -> Message[Any]:
+    """The message of a decoded head; one that was addressed keeps its topic as the head's last."""
+    if len(head) > 6:
+        head[6] = tuple(map(tuple, head[6])) if head[6] is not None else None
+        if topic := head[13]:
+            head[13] = destination
+            return Message(topic, UNSET, body, *head)
+    return Message(destination, UNSET, body, *head)
+
+
+class Steps:
+    """What steps are made of: statements on the connection whose transaction they are in."""
+
+    def __init__(self, con: apsw.Connection) -> None:
+        self.con = con
+
+    def rows(self, query: str, bindings: Sequence[Any] | dict[str, Any] = ()) -> list[Any]:
+        return self.con.execute(query, bindings).fetchall()
+
+    def value(self, query: str, bindings: Sequence[Any] | dict[str, Any] = ()) -> Any:
+        """The only value; the only row; or None."""
+        return self.con.execute(query, bindings).get
+
+    def run(self, query: str, bindings: Sequence[Any] | dict[str, Any] = ()) -> int:
+        """How many rows were changed."""
+        self.con.execute(query, bindings)
+        return self.con.changes()
+
+
+class Segment(Struct):
+    """One table of the log; ``last`` of the newest is open."""
+
+    n: int
+    first: int
+    last: int
+    bytes: int
+    born: float
+
+
+class Interest:
+    """Channels that are read together, and how they are best found: by rows (a large share) or by index."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.dead = self.sparse = False
+        self.window = 65_536
+        self.bound: int | str = "[]"
+
+    def add(self, ids: Sequence[int], dead: bool) -> None:
+        self.ids += ids
+        self.dead |= dead
+        self.bound = self.ids[0] if len(self.ids) == 1 else json.dumps(self.ids)
+
+
+class Log(Steps):
+    """What is stored. ``segment_rows`` and ``segment_bytes`` say when a new table begins."""
+
+    def __init__(self, con: apsw.Connection, max_size: int, segment_rows: int, segment_bytes: int) -> None:
+        super().__init__(con)
+        self.max_size, self.segment_rows, self.segment_bytes = max_size, segment_rows, segment_bytes
+        self.make_room: Callable[[int], None] = lambda size: None
+        self.seen = -1
+        self.now = time.time()
+        self.names: dict[int, str] = {}  # for the event loop: never emptied
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what is in memory: a transaction was rolled back."""
+        self.channels: dict[tuple[str, int], int] = {}
+        self.topics: dict[int, tuple[str, int]] = {}
+        self.by_topic: dict[str, list[int]] = {}
+        self.known, self.version, self.seq, self.bytes, self.audience = 0, -1, 0, 0, -1
+        self.listeners: Matcher[str] | None = None  # to the patterns of all groups; None: to be read
+        self.unrouted: list[str] = []  # what nobody listens to, of this transaction
+        self.segments: list[Segment] = []
+        self.pending: list[Row] = []
+        self.delayed_until: float | None = None  # the earliest delayed message of this transaction
+        self.touched: set[int] | None = set()  # channels with new messages; None: too many to name
+
+    def begin(self, now: float) -> None:
+        """Learn what others did since. First in every transaction."""
+        self.now = now
+        query = "SELECT seq, segments, groups, bytes, (SELECT max(id) FROM channel) FROM meta"
+        self.seq, version, audience, self.bytes, newest = self.value(query)
+        if audience != self.audience:
+            self.audience, self.listeners = audience, None
+        if version != self.version:
+            query = "SELECT n, first, coalesce(last, ?), bytes, born FROM segment ORDER BY n"
+            self.segments, self.version = [Segment(*row) for row in self.rows(query, (END,))], version
+        if (newest or 0) > self.known:
+            for row in self.rows("SELECT id, topic, priority FROM channel WHERE id > ? ORDER BY id", (self.known,)):
+                self._know(*row)
+        self.touched, self.delayed_until, self.pending, self.unrouted = set(), None, [], []
+        if self.seen < 0:
+            self.seen = self.seq
+        elif self.seq > self.seen:
+            self._look_at_news()
+
+    def _look_at_news(self) -> None:
+        if self.seq - self.seen > FLOOD:
+            self.touched = None
+            return
+        self.touched = set()
+        for table in ["dead", *(f"log_{segment.n}" for segment in self.segments if segment.last > self.seen)]:
+            query = f"SELECT DISTINCT channel FROM {table} NOT INDEXED WHERE seq > ?"
+            self.touched |= {channel for (channel,) in self.rows(query, (self.seen,))}
+
+    def _know(self, channel: int, topic: str, priority: int) -> None:
+        self.channels[topic, priority] = channel
+        self.topics[channel] = (topic, priority)
+        self.names[channel] = topic
+        self.by_topic.setdefault(topic, []).append(channel)
+        self.known = max(self.known, channel)
+
+    def _channel(self, where: tuple[str, int]) -> int:
+        new: int = self.value("INSERT INTO channel(topic, priority) VALUES (?, ?) RETURNING id", where)
+        self._know(new, *where)
+        return new
+
+    def matching(self, pattern: str, beyond: int = 0) -> list[int]:
+        """Channels with an id above ``beyond`` whose topic is in ``pattern``."""
+        if not is_pattern(pattern):
+            return [channel for channel in self.by_topic.get(pattern, ()) if channel > beyond]
+        fits = _regex(pattern).fullmatch
+        return [channel for channel, (topic, _) in self.topics.items() if channel > beyond and fits(topic)]
+
+    def tables(self) -> list[str]:
+        """All that is retained; dead letters, too."""
+        return ["dead", *(f"log_{segment.n}" for segment in self.segments)]
+
+    # -- storing -------------------------------------------------------------------------------------------------
+
+    def append(self, rows: list[Row], size: int, *, bounded: bool = True) -> None:
+        """Store at the end of this transaction. Raises ``BusFull``; settling is not bounded, for it makes room."""
+        if bounded and self.bytes + size > self.max_size:
+            self.make_room(size)
+            if self.bytes + size > self.max_size:
+                raise BusFull(
+                    f"the bus has no room for {len(rows)} more messages",
+                    why=f"{self.bytes:,} of {self.max_size:,} bytes are waiting for groups that have not read them",
+                    mend="let its groups catch up, drop those that are gone (tidings groups drop), or raise max_size",
+                )
+        self.bytes += size
+        self.pending += rows
+
+    def flush(self) -> None:
+        """Write what was appended: number it, find its channels, insert it."""
+        if not self.pending:
+            return
+        pending, self.pending = self.pending, []
+        self._roll_if_full()
+        channels, now, seq = self.channels, self.now, self.seq
+        values, new = list[Any](), set[int]()
+        for where, due, slot, head, body in pending:
+            channel = channels.get(where) or self._channel(where)
+            if due is not None and due > now:
+                self._delay(due, channel, slot, head, body)
+                continue
+            seq += 1
+            new.add(channel)
+            if where[0][0] == "_" and where[0].startswith(DEAD):
+                self.run(_insert("dead", 1), (seq, channel, slot, now, head, body))
+                self.bytes -= len(head) + len(body) + OVERHEAD
+            else:
+                values += (seq, channel, slot, now, head, body)
+        self._insert(f"log_{self.segments[-1].n}", values)
+        self.seq = seq
+        self.run("UPDATE meta SET seq = ?, bytes = ?", (seq, self.bytes))
+        if self.touched is not None:
+            self.touched |= new
+        self._count_unrouted(new, pending)
+
+    def _count_unrouted(self, new: set[int], rows: list[Row]) -> None:
+        if self.listeners is None:
+            self.listeners = Matcher()
+            for (pattern,) in self.rows("SELECT DISTINCT pattern FROM pattern WHERE last IS NULL"):
+                self.listeners.add(pattern, pattern)
+        match, names = self.listeners.match, self.names
+        deaf = {names[c] for c in new if not match(names[c]) and not names[c].startswith((DEAD, REPLY))}
+        if deaf:
+            self.unrouted += [where[0] for where, *_ in rows if where[0] in deaf]
+
+    def _insert(self, table: str, values: list[Any]) -> None:
+        width, at = CHUNK * 6, 0
+        while at + width <= len(values):
+            self.con.execute(_insert(table, CHUNK), values[at : at + width])
+            at += width
+        if at < len(values):
+            self.con.executemany(_insert(table, 1), (values[i : i + 6] for i in range(at, len(values), 6)))
+
+    def _delay(self, due: float, *row: Any) -> None:
+        n = self.value("SELECT coalesce(max(n), 0) + 1 FROM delayed WHERE due = ?", (due,))
+        self.run("INSERT INTO delayed VALUES (?, ?, ?, ?, ?, ?)", (due, n, *row))
+        self.delayed_until = min(due, self.delayed_until or due)
+
+    def move_due(self, limit: int = 1000) -> bool:
+        """Delayed messages that are due enter the log; True: perhaps there are more."""
+        query = "SELECT due, n, channel, slot, head, body FROM delayed WHERE due <= ? ORDER BY due, n LIMIT ?"
+        due = self.rows(query, (self.now, limit))
+        if due:
+            self.con.executemany("DELETE FROM delayed WHERE due = ? AND n = ?", [row[:2] for row in due])
+            self.append([(self.topics[row[2]], None, *row[3:]) for row in due], 0, bounded=False)
+            self.flush()
+        return len(due) == limit
+
+    def next_due(self) -> float | None:
+        return cast("float | None", self.value("SELECT min(due) FROM delayed"))
+
+    # -- segments ------------------------------------------------------------------------------------------------
+
+    def _filled(self) -> int:
+        """Bytes in the newest table."""
+        return self.bytes - sum(segment.bytes for segment in self.segments[:-1])
+
+    def _roll_if_full(self) -> None:
+        rows = self.seq - self.segments[-1].first + 1
+        if rows >= self.segment_rows or self._filled() >= self.segment_bytes:
+            self.roll()
+
+    def roll(self) -> None:
+        """Close the newest table, unless it is empty, and begin another."""
+        if self.segments:
+            current = self.segments[-1]
+            if current.first > self.seq:
+                return
+            current.bytes, current.last = self._filled(), self.seq
+            query = "UPDATE segment SET last = ?, bytes = ? WHERE n = ?"
+            self.run(query, (current.last, current.bytes, current.n))
+        query = "INSERT INTO segment(first, bytes, born) VALUES (?, 0, ?) RETURNING n"
+        n: int = self.value(query, (self.seq + 1, self.now))
+        self.run(sql("segment").format(n=n))
+        self.segments.append(Segment(n, self.seq + 1, END, 0, self.now))
+        self._changed()
+
+    def drop(self, segment: Segment) -> None:
+        """Give up a closed table; messages that are parked keep their bodies."""
+        parked = "SELECT seq FROM parked WHERE seq BETWEEN ? AND ?"
+        query = f"INSERT OR IGNORE INTO kept SELECT * FROM log_{segment.n} WHERE seq IN ({parked})"
+        self.run(query, (segment.first, segment.last))
+        self.run("DELETE FROM kept WHERE seq NOT IN (SELECT seq FROM parked)")
+        self.run(f"DROP TABLE log_{segment.n}; DELETE FROM segment WHERE n = {segment.n}")
+        self.bytes -= segment.bytes
+        self.segments.remove(segment)
+        self._changed()
+
+    def _changed(self) -> None:
+        self.version += 1
+        self.run("UPDATE meta SET segments = ?, bytes = ?", (self.version, self.bytes))
+
+    def last_at(self, segment: Segment) -> float | None:
+        """When its newest message was stored."""
+        return cast("float | None", self.value(f"SELECT at FROM log_{segment.n} ORDER BY seq DESC LIMIT 1"))
+
+    # -- finding -------------------------------------------------------------------------------------------------
+
+    def scan(self, interest: Interest, after: int, limit: int, slots: int | None = None) -> tuple[list[Found], int]:
+        """Up to ``limit`` messages beyond ``after`` in one stretch, and how far was looked. ``slots``: a bit mask."""
+        segment = next((s for s in self.segments if s.last > after), None)
+        if segment is None or not interest.ids:
+            return [], self.seq
+        single = len(interest.ids) == 1
+        start = max(after, segment.first - 1)
+        width = (END if single else interest.window) if interest.sparse else max(4 * limit, 1024)
+        end = min(segment.last, self.seq, start + width)
+        by = f"INDEXED BY log_{segment.n}_channel" if interest.sparse else "NOT INDEXED"
+        mask = () if slots is None else (slots,)
+        query = _scan(f"log_{segment.n}", by, single, slots is not None)
+        rows: list[Found] = self.rows(query, (interest.bound, start, end, *mask, limit))
+        if interest.dead:
+            query = _scan("dead", "", single, slots is not None)
+            rows = sorted(rows + self.rows(query, (interest.bound, after, end, *mask, limit)))[:limit]
+        looked = rows[-1][0] if len(rows) == limit else end
+        self._learn(interest, len(rows), looked - start)
+        return rows, looked
+
+    @staticmethod
+    def _learn(interest: Interest, hits: int, looked: int) -> None:
+        """By index where fewer than one row in 16 is ours; back to rows from one in four."""
+        if not interest.sparse:
+            interest.sparse = looked >= 256 and hits * 16 < looked
+        elif looked >= 256 and hits * 4 > looked:
+            interest.sparse = False
+        else:
+            interest.window = max(4096, min(interest.window * (4 if hits * 16 < looked else 1), 2**24))
+
+    def fetch(self, numbers: Sequence[int]) -> dict[int, Found]:
+        """Messages by their numbers, wherever they are; ``at``, when they were stored, is their sixth column."""
+        wanted = sorted(numbers)
+        found: dict[int, Found] = {}
+        near = [f"log_{s.n}" for s in self.segments if wanted and s.first <= wanted[-1] and s.last >= wanted[0]]
+        for table in [*near, "kept", "dead"]:
+            if len(found) < len(wanted):
+                query = f"SELECT seq, channel, slot, head, body, at FROM {table}"
+                rows = self.rows(f"{query} WHERE seq IN (SELECT value FROM json_each(?))", (json.dumps(wanted),))
+                found.update((row[0], row) for row in rows)
+        return found
+
+    def position(self, at: float) -> int:
+        """The number of the first retained message stored at or after ``at``."""
+        for segment in self.segments:
+            newest = self.last_at(segment)
+            if newest is None or newest < at:
+                continue
+            low, high = segment.first, min(segment.last, self.seq) + 1
+            while low < high:
+                middle = (low + high) // 2
+                stored = self.value(f"SELECT at FROM log_{segment.n} WHERE seq >= ? ORDER BY seq LIMIT 1", (middle,))
+                low, high = (middle + 1, high) if stored is not None and stored < at else (low, middle)
+            return low
+        return self.seq + 1
