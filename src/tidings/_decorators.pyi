@@ -1,6 +1,6 @@
 """What decorators accept, for type checkers only: nothing of this exists at run time."""
 
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable, Iterator
 from collections.abc import Callable as Fn
 from datetime import datetime
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypedDict, TypeVar, overload
@@ -59,6 +59,8 @@ class OnBatch(Generic[T]):
 class Into(Generic[T, R]):
     """An answerer: one reply, or a stream of replies."""
 
+    @overload
+    def __call__(self, fn: Fn[Concatenate[T, P], Iterator[R]], /) -> Fn[Concatenate[T, P], Iterator[R]]: ...
     @overload
     def __call__(self, fn: Fn[Concatenate[T, P], Async[R]], /) -> Fn[Concatenate[T, P], Async[R]]: ...
     @overload

@@ -15,7 +15,7 @@ from . import requests, schedule
 from .assembly import Assembly, Defaults, group_of
 from .channels import Service, Topic
 from .inject import Function, Values, provide
-from .kernel.bus import Bus, options_for
+from .kernel.bus import Bus
 from .kernel.codec import seal
 from .kernel.errors import AnswerFailed, DuplicateGroup, Duration, InvalidName, NotFound, NothingToRun, NotOpen, nearest
 from .kernel.handler import Middleware, single
@@ -26,6 +26,7 @@ from .kernel.topics import TICK, check_topic, matches
 from .kernel.transport import Delivery, Event, GroupInfo, Inspectable, Options, Session, Transport
 from .kernel.worker import Worker
 from .router import INJECTABLE, Registration, Router
+from .urls import options_for
 
 if TYPE_CHECKING:
     from typing_extensions import TypeForm, Unpack
@@ -144,14 +145,22 @@ class App(Router):
         loop = asyncio.get_running_loop()
         async with self:
             assert self._stopping is not None
-            ready()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                with suppress(NotImplementedError, RuntimeError, ValueError):
+            signals = (signal.SIGTERM, signal.SIGINT)
+            with suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread, or not Unix
+                for number in signals:
                     loop.add_signal_handler(number, self.stop)
             stopped = loop.create_task(self._stopping.wait())
-            done, _ = await asyncio.wait({stopped, *self._running, *self._tickers}, return_when=asyncio.FIRST_COMPLETED)
-            stopped.cancel()
-            for task in done - {stopped}:
+            ready()
+            try:
+                ended, _ = await asyncio.wait(
+                    {stopped, *self._running, *self._tickers}, return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                stopped.cancel()
+                with suppress(NotImplementedError, RuntimeError, ValueError):
+                    for number in signals:
+                        loop.remove_signal_handler(number)
+            for task in ended - {stopped}:
                 task.result()
 
     def stop(self) -> None:

@@ -11,12 +11,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from . import requests
-from .executors import Processes, Threads
+from .executors import Executor, Processes, Threads
 from .inject import Function, Plan, Recipe, Values, caller, invoker, plan
 from .kernel.bus import Bus
 from .kernel.codec import Decode, decoder
 from .kernel.handler import (
-    Executor,
     Handler,
     Middleware,
     One,
@@ -67,6 +66,7 @@ class Assembly:
             group="" if r.live else group,
             to=r.to,
             limit=self.bus.limit,
+            buses=tuple(defaults.buses),
         )
         self.plan = self._plan()
         refuse_dependencies(registration, self.plan)
@@ -116,7 +116,7 @@ class Assembly:
     def _answerer(self, values: Values) -> One:
         """Past its deadline it says so to who asked, so the worker's own deadline must come later."""
         r = self.registration
-        one = requests.answer(r.fn, self.plan, self.decode, values, self.bus, self.origin.source)
+        one = requests.answer(r.fn, self.plan, self.decode, values, self.bus, self.origin)
         return requests.in_time(one, r.timeout, self.bus, self.origin.source)
 
     def _routed(self, handler: Handler) -> Handler:
@@ -124,9 +124,10 @@ class Assembly:
         own, buses, inner, many = self.bus.name, self.defaults.buses, handler.one, handler.many
 
         async def send(outgoing: Outgoing) -> Outgoing:
-            for name in {message.bus for message in outgoing} - {own}:
-                await buses[name].publish([message for message in outgoing if message.bus == name])
-            return tuple(message for message in outgoing if message.bus == own)
+            mine = tuple(message for message in outgoing if message.bus == own or message.address)  # or a reply
+            for name in {message.bus for message in outgoing if message not in mine}:
+                await buses[name].publish([m for m in outgoing if m.bus == name and m not in mine])
+            return mine
 
         async def one(delivery: Delivery) -> Outgoing:
             outgoing = await inner(delivery)  # type: ignore[misc]

@@ -26,13 +26,13 @@ from itertools import accumulate
 from queue import SimpleQueue
 from threading import Thread
 from traceback import format_exception, format_exception_only
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Raw, Struct, msgpack
 
-from .inject import Recipe, where
+from .inject import Call, Recipe, where
 from .kernel.errors import HandlerCrashed, HandlerTimeout, InvalidHandler
-from .kernel.handler import Call, Outcome, Outgoing
+from .kernel.handler import Outcome, Outgoing
 from .kernel.message import Message
 from .kernel.transport import Delivery, Session
 
@@ -45,6 +45,18 @@ AGAIN, AGAIN_MOST = 0.05, 2.0  # seconds before another child is started, when s
 BOOT = "import sys, signal as s; s.signal(s.SIGINT, s.SIG_IGN); s.signal(s.SIGTERM, s.SIG_IGN); "
 BOOT += "fd, sys.path[:] = int(sys.argv[1]), sys.argv[2:]; "
 BOOT += "import tidings.executors as e; e.serve(fd)"
+
+
+class Executor(Protocol):
+    """Runs a plain function elsewhere. It may return fewer outcomes than deliveries: the rest has not started."""
+
+    def limit(self) -> int:
+        """How many deliveries it takes at once, now."""
+
+    async def __call__(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]: ...
+
+    async def close(self) -> None:
+        """Let what runs finish, then free the threads or processes."""
 
 
 class Paced:

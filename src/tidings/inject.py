@@ -19,12 +19,13 @@ from msgspec.structs import replace
 
 from .kernel.codec import Decode, decoder
 from .kernel.errors import InvalidHandler, nearest
-from .kernel.handler import Call, Emit, Origin, collected, gathered
+from .kernel.handler import Emit, Origin, Outgoing, collected, gathered
 from .kernel.message import Message
 from .kernel.topics import captures
 from .kernel.transport import Delivery
 
 Function = Callable[..., Any]
+Call = Callable[[Delivery], Outgoing]
 Values = dict[Function, Any]
 Source = Callable[[Delivery, Any, Values], Any]
 

@@ -7,7 +7,7 @@ A reply carries the request's id as correlation id, and ``tdgreply``: ``value``,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from .inject import Plan, Values, provide
 from .kernel.bus import Bus
 from .kernel.codec import Decode, decoder, seal
 from .kernel.errors import AnswerFailed, ReplyRestarted, RequestError, RequestTimeout
-from .kernel.handler import Emit, Many, One, Origin, Outcome, Outgoing, Yielded
+from .kernel.handler import Emit, Many, One, Origin, Outcome, Outgoing, Yielded, gathered
 from .kernel.message import Message, new_id
 from .kernel.topics import REPLY, REQUEST
 from .kernel.transport import Consumer, Delivery, Subscription
@@ -150,9 +150,9 @@ def reply_emitter(origin: Origin, now: Callable[[], float]) -> Emit:
     return emit
 
 
-def answer(fn: Callable[..., Any], plan: Plan, decode: Decode, app_values: Values, bus: Bus, source: str) -> One:
+def answer(fn: Callable[..., Any], plan: Plan, decode: Decode, app_values: Values, bus: Bus, origin: Origin) -> One:
     """An answerer on the loop: what it yields is sent at once; an exception is an error reply."""
-    reply = replier(source, bus.clock.now)
+    reply, emit = replier(origin.source, bus.clock.now), reply_emitter(origin, bus.clock.now)
 
     async def one(delivery: Delivery) -> Outgoing:
         request = delivery.message
@@ -161,6 +161,8 @@ def answer(fn: Callable[..., Any], plan: Plan, decode: Decode, app_values: Value
             async with AsyncExitStack() as stack:
                 await provide(plan.dependencies, delivery, data, values, stack)
                 result = plan.call(fn, delivery, data, values)
+                if isinstance(result, Iterator):
+                    return emit(gathered(result), request)
                 if not isinstance(result, AsyncIterator):
                     result = await result if isinstance(result, Awaitable) else result
                     return reply(request, result, "value")

@@ -104,7 +104,7 @@ async def tick_once(chooser: Ticking, bus: Bus, group: str, schedule: Schedule, 
 
     A replica that dies between being chosen and publishing takes that one tick with it.
     """
-    now, name, due = bus.clock.now, TICK + group, 0.0
+    now, name, due, won = bus.clock.now, TICK + group, 0.0, 0.0
     while True:
         await sleep_until(due, now)
         try:
@@ -112,7 +112,8 @@ async def tick_once(chooser: Ticking, bus: Bus, group: str, schedule: Schedule, 
                 await chooser.tick(group, schedule.last(now()))
             due = due or schedule.last(now())
             following = schedule.next(max(due, schedule.last(now())))
-            if await chooser.tick(group, due):
+            if won == due or await chooser.tick(group, due):
+                won = due
                 tick: Message[Any] = Message(name, None, id=f"{group}-{due:.3f}", type=name, expires_at=following)
                 await bus.publish((seal(tick, now=now(), source=source),))
             due = following

@@ -12,7 +12,7 @@ import pytest
 from msgspec import Struct
 from tests.kernel.rig import until, virtual
 
-from tidings import App, Backoff, Delivery, Depends, Message, Router, Topic
+from tidings import App, Backoff, Delivery, Depends, Message, Partial, Router, Topic
 from tidings.kernel.errors import InvalidHandler
 from tidings.letters import DeadLetter
 
@@ -391,6 +391,29 @@ async def test_a_batch_of_messages_and_its_outputs() -> None:
         await until(lambda: len(came) == 5)
     assert sizes == [5]
     assert [m.data.order for m in came] == [str(n) for n in range(5)]
+
+
+@virtual
+async def test_a_batch_says_which_of_it_failed() -> None:
+    """By their places in the list it was given, where an undecodable one is missing."""
+    a, calls = app(), list[list[str]]()
+
+    @a.on(placed, batch=10, within="100ms")
+    async def index(orders: list[Order]) -> None:
+        calls.append([order.id for order in orders])
+        if bad := {n: ValueError(order.id) for n, order in enumerate(orders) if order.id in ("b", "d")}:
+            raise Partial(bad)
+
+    async with a:
+        sent = [placed(Order(id)) for id in "abcd"]
+        await a.publish_many([sent[0], Topic("orders.placed")({"no": "id"}), *sent[1:]])
+        await until(lambda: a.stats()["shop.index"].dead == 3)
+        assert calls[0] == ["a", "b", "c", "d"]
+        assert sorted(id for call in calls[1:] for id in call) == ["b", "d"]
+        assert a.stats()["shop.index"].handled == 2
+        found = {(letter.error, letter.message.header("tdgdetail")) for letter in await letters(a, "shop.index")}
+        assert {error for error, _ in found} == {"ValueError", "Undecodable"}
+        assert {detail[-1] for error, detail in found if error == "ValueError"} == {"b", "d"}
 
 
 async def test_a_handler_called_in_a_test() -> None:

@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from msgspec import Struct
@@ -135,10 +135,16 @@ async def test_sigterm_drains() -> None:
     async def feed(owner: App) -> None:
         await owner.publish(placed, Order("1"))
 
+    opened = asyncio.Event()
     async with asyncio.timeout(10):
-        await a.serve()
+        await a.serve(opened.set)
+    assert opened.is_set()
     assert ran
     assert set(ran) == {"1"}
+    left = [
+        number for number in (signal.SIGTERM, signal.SIGINT) if asyncio.get_running_loop().remove_signal_handler(number)
+    ]
+    assert left == [], "a loop that goes on would ignore Ctrl-C"
 
 
 @virtual
@@ -220,13 +226,13 @@ async def test_a_new_group_says_what_it_skips(caplog: pytest.LogCaptureFixture) 
     seen: list[str] = []
 
     def shop(**options: Any) -> App:
-        a = app("memory://skipping")
+        a: Any = app("memory://skipping")
 
-        @a.on("orders.>", **options)
+        @a.on("orders.>", **options)  # type: ignore[untyped-decorator]
         async def late(order: Order) -> None:
             seen.append(order.id)
 
-        return a
+        return cast(App, a)
 
     async with Keeper("skipping") as bus:
         async with app("memory://skipping").connect() as a:

@@ -87,6 +87,10 @@ def on(source: Any, fn: Callable[..., Any], **options: Any) -> Callable[[], obje
     return lambda: app().on(source, **options)(fn)
 
 
+def answered(**options: Any) -> object:
+    return app().answer(quotes, **options)(bill)  # type: ignore[arg-type]
+
+
 REFUSED: list[tuple[str, Callable[[], object], type[TidingsError], str, str]] = [
     # what is wrong, how to do it, the error, in its text, in its mend
     ("unknown option", on(placed, bill, concurency=3), InvalidOption, "concurency", "'concurrency'"),
@@ -131,7 +135,7 @@ REFUSED: list[tuple[str, Callable[[], object], type[TidingsError], str, str]] = 
     ("nested in a process", on(placed, lambda order: None, run="process"), InvalidHandler, "process", ""),
     ("bus of a topic", on(placed, bill, bus="x"), InvalidOption, "bus= goes with a pattern", "Topic"),
     ("unknown bus", on("orders.x", bill, bus="device"), InvalidName, "no bus 'device'", ""),
-    ("unknown answer option", lambda: app().answer(quotes, start="first")(bill), InvalidOption, "'start'", ""),
+    ("unknown answer option", lambda: answered(start="first"), InvalidOption, "'start'", ""),
     ("bad interval", lambda: app().every("soon"), InvalidOption, "'soon'", "250ms"),
     ("too short an interval", lambda: app().every("1ms"), InvalidOption, "interval", "10 ms"),
     ("bad cron", lambda: app().cron("0 9 * *"), InvalidOption, "cron cannot be", "five fields"),
@@ -172,7 +176,7 @@ def test_users_whose_folder_is_called_like_ours() -> None:
     assert names["call"]() == f"{path}:2"
 
 
-def test_main_cannot_run_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_main_cannot_run_in_a_process() -> None:
     def pretended(order: Order) -> None: ...
 
     pretended.__module__, pretended.__qualname__ = "__main__", "pretended"
@@ -253,7 +257,7 @@ def test_a_handler_is_unchanged_by_its_decorator() -> None:
     a, r = app(), Router()
     assert a.on(placed)(bill) is bill
     assert r.on("orders.x", batch=5)(batched_orders) is batched_orders
-    assert a.answer(quotes)(sync) is sync
+    assert a.answer("prices.quote")(sync) is sync
     assert a.every("5s")(nothing) is nothing
     assert asyncio.run(bill(Order("1"))) is None
 
@@ -326,7 +330,7 @@ def test_binding() -> None:
     assert readings.bind(device="a7")(1.5).type == "sensors.{device}.temperature"
     for wrong in ({}, {"devise": "a"}, {"device": "a", "b": "c"}, {"device": "a.b"}, {"device": ""}, {"device": 7}):
         with pytest.raises(InvalidName) as refusal:
-            readings.bind(**wrong)  # type: ignore[arg-type]
+            readings.bind(**wrong)
         assert refusal.value.where.startswith(__file__)
 
 

@@ -306,7 +306,7 @@ async def test_answerers_in_threads() -> None:
             raise ValueError("negative")
         return Price(q.count * 2.0)
 
-    @a.answer(counting)
+    @a.answer("numbers.count")
     def count(n: int) -> Iterator[int]:
         yield from range(n)
 

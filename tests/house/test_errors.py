@@ -83,5 +83,5 @@ def test_signals_pass_unchanged(signal: Exception, pass_on: Callable[[Any], Any]
 @passage
 def test_partial_passes_unchanged(pass_on: Callable[[Any], Any]) -> None:
     passed = pass_on(Partial({3: ValueError("bad")}))
-    assert str(passed) == "1 of the batch failed"
+    assert str(passed) == "{3: ValueError('bad')}"
     assert {index: repr(error) for index, error in passed.errors.items()} == {3: "ValueError('bad')"}

@@ -9,6 +9,7 @@ from tests.kernel.rig import message, stage, until, virtual
 
 from tidings import Backoff, Breaker, Delivery, Reject
 from tidings.kernel.clock import current_clock
+from tidings.kernel.transport import Release
 
 QUICK = Backoff(attempts=3, first=0.1, factor=1, jitter=0)
 
@@ -34,6 +35,7 @@ async def test_it_opens_probes_one_by_one_and_closes() -> None:
         waits = [at for at, _ in probes]
         assert waits[:4] == pytest.approx([10, 30, 70, 130], abs=2)
         assert len({id for _, id in probes}) == len(probes), "each probe is a different message"
+        assert all(s.fates(id)[-1] == Release(10.0) for _, id in probes), "it makes room for the others"
         healthy = True
         await s.settled(200)
         assert not await s.dead(), "failures while it was open cost attempts"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tidings import Message, Topic
 from tidings.kernel.errors import InvalidOption
-from tidings.kernel.message import derived_id, new_id, seconds, with_headers
+from tidings.kernel.message import derived_id, new_id, seconds
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,6 @@ def test_headers() -> None:
     sent: Message[Any] = Message("t", headers=(("a", "1"), ("b", "2")))
     assert (sent.header("b"), sent.header("c"), sent.header("c", "no")) == ("2", "", "no")
     assert Message("t").header("a") == ""
-    assert with_headers(sent.headers, [("b", "3"), ("c", "4")]) == (("a", "1"), ("b", "3"), ("c", "4"))
-    assert with_headers(None, []) == ()
 
 
 def test_drafts_are_equal_when_they_say_the_same() -> None:

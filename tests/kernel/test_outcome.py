@@ -79,8 +79,9 @@ def test_no_room_to_wait_in_place() -> None:
 def test_failures_behind_an_open_breaker_cost_nothing(failures: int) -> None:
     for error in (ValueError(), Retry("5m")):
         assert decide(error, delivery(failures), SOON, broken=True, room=True, now=0.0) == Release()
-    for error, fate in ((Reject(), Dead("rejected")), (Skip(), ACK), (Defer(3), Release(3.0))):
-        assert decide(error, delivery(failures), SOON, broken=True, room=True, now=0.0) == fate
+    others: list[tuple[Exception, Fate]] = [(Reject(), Dead("rejected")), (Skip(), ACK), (Defer(3), Release(3.0))]
+    for other, fate in others:
+        assert decide(other, delivery(failures), SOON, broken=True, room=True, now=0.0) == fate
 
 
 def test_what_was_deferred_for_seven_days_is_dead() -> None:

@@ -7,6 +7,7 @@ import asyncio
 from tests.kernel.rig import FAST, GROUP, message, stage, until, virtual
 
 from tidings import Backoff, Delivery
+from tidings.kernel.recovery import PERMIT
 from tidings.kernel.transport import ACK, Subscription
 from tidings.transports.memory import Memory, MemoryTransport
 
@@ -108,20 +109,22 @@ async def test_a_suspect_whose_session_ends_before_it_starts_gives_the_permit_ba
     gate = asyncio.Event()
 
     async def handle(delivery: Delivery) -> None:
-        await gate.wait()
+        if delivery.message.id == "first":
+            await gate.wait()
 
     async with stage(handle, name="lost", concurrency=1) as lost:
-        await lost.publish(message("first"))
-        await until(lambda: lost.worker.settling.held >= 1)
-        for held in (*lost.worker.lanes, *lost.worker.lanes.ready):
-            if held.message.id == "n1":
-                held.session.alive = False
-        await asyncio.sleep(1)
+        lost.worker.prefetch = 8
+        with PERMIT:  # somebody else's suspect runs
+            await lost.publish(message("first"))
+            await until(lambda: any(slot.since for slot in lost.worker.slots))
+        await until(lambda: lost.worker.settling.suspect is not None)
+        assert [held.message.id for held in lost.worker.lanes] == ["n1"]
+        for held in lost.worker.lanes:
+            held.session.alive = False
         gate.set()
+        await until(lambda: lost.worker.stats.fenced >= 1)
         async with stage(handle, name="next") as other:
             await other.settled(1, within=60)
-        lost.worker.stop()
-        await lost.running
     for keeper in keepers:
         await keeper.close()
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from tidings.kernel.errors import InvalidName
 from tidings.kernel.topics import (
-    Matcher,
     captures,
     check_pattern,
     check_topic,
@@ -20,6 +19,7 @@ from tidings.kernel.topics import (
     token,
     untoken,
 )
+from tidings.transports._matcher import Matcher
 
 TOKENS = st.sampled_from(["a", "b", "c", "_x", "_dead"])
 NAMES = st.lists(TOKENS, min_size=1, max_size=4).map(".".join)

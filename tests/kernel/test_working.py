@@ -20,6 +20,9 @@ from tidings.kernel.transport import ACK, Release
 LEAK: ContextVar[str] = ContextVar("LEAK", default="")
 
 
+JUNK: Any = None, []
+
+
 class Unprintable(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no text")
@@ -226,7 +229,7 @@ async def test_skip_and_defer_and_retry_after() -> None:
         assert (s.worker.stats.skipped, s.worker.stats.released) == (1, 2)
 
 
-@pytest.mark.parametrize("error", [Defer(None), Retry([]), Defer("soon"), Unprintable(), Retry(-1)], ids=repr)
+@pytest.mark.parametrize("error", [Defer(JUNK), Retry(JUNK), Defer("soon"), Unprintable(), Retry(-1)], ids=repr)
 @virtual
 async def test_nothing_a_handler_raises_ends_its_worker(error: Any) -> None:
     async def handle(delivery: Delivery) -> None:

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 from tidings import App
-from tidings.kernel.bus import options_for
 from tidings.kernel.errors import BusUnavailable, InvalidOption, InvalidURL, Unsupported, nearest
 from tidings.kernel.transport import Inspectable, Manageable, Options, Stored, Transport
+from tidings.urls import options_for
 
 PAGE = 1_000
 

@@ -1,15 +1,14 @@
-"""One open bus: found by its URL, asked only for what it can do, and the subscriptions that live on it."""
+"""One open bus: asked only for what it can do, and the subscriptions that live on it."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from .chunks import ChunkWorker
-from .clock import SYSTEM, Clock, current_clock
+from .clock import Clock, current_clock
 from .codec import refuse_large
-from .errors import InvalidURL, MissingExtra, NotOpen, PublishFailed, TidingsError, Unsupported, nearest
+from .errors import NotOpen, PublishFailed, TidingsError, Unsupported
 from .handler import Handler
 from .message import Message
 from .outcome import Breaker
@@ -17,42 +16,18 @@ from .topics import is_pattern
 from .transport import Event, Failure, Options, Subscription, Transport
 from .worker import Work, Worker
 
-log = logging.getLogger("tidings")
-
 MARGIN = 16 * 1024  # bytes kept free of every body, for a dead letter's context
-
-
-def options_for(url: str) -> Options:
-    """The options of the transport that knows this URL's scheme (entry points ``tidings.transports``).
-
-    Raises ``InvalidURL``; ``MissingExtra`` when the transport's client is not installed.
-    """
-    from importlib.metadata import entry_points  # 10 ms
-
-    scheme, separator, _ = url.partition("://")
-    known = {point.name: point for point in entry_points(group="tidings.transports")}
-    if not separator:
-        why, mend = "a bus is named by a URL", f"write 'sqlite:///{url}' for a file, or 'memory://'"
-        raise InvalidURL(f"{url!r} is no bus URL", why=why, mend=mend)
-    if scheme not in known:
-        why = f"installed are {', '.join(sorted(known))}"
-        raise InvalidURL(f"no transport knows {scheme}://", why=why, mend=nearest(scheme, known) or "install its extra")
-    try:
-        kind = known[scheme].load()
-    except ImportError as error:
-        mend = f"pip install 'tidings[{scheme}]'"
-        raise MissingExtra(f"{scheme}:// needs a package that is not installed", why=str(error), mend=mend) from error
-    options: Options = kind.from_url(url)
-    return options
 
 
 class Bus:
     """A transport, open or not yet, and what the kernel adds: refusals with reasons, and workers."""
 
+    clock: Clock
+    limit: int  # bytes of a body
+
     def __init__(self, name: str, options: Options, tell: Callable[[Event], None], busy: set[Any]) -> None:
         self.name, self.options, self.tell, self.busy = name, options, tell, busy
         self.transport: Transport = options.transport()
-        self.clock: Clock = SYSTEM
         self.opened = False
 
     async def open(self) -> None:

@@ -72,7 +72,7 @@ class ChunkWorker(Worker):
         else:
             for index, delivery in enumerate(runs):
                 waits = delivery.message.key in held
-                outcomes = None if waits else await self._try(slot, (delivery,), runs[index:])
+                outcomes = None if waits else await self._try(slot, (delivery,), [*again, *runs[index:]])
                 self._ended(delivery, outcomes[0] if outcomes else None, held, again)
         for refused in self.lanes.requeue(again):
             self.settling.put(Settlement(refused, Release()))

@@ -85,6 +85,8 @@ def seal(
     expires_at = draft.expires_at if draft.expires is None else now + draft.expires
     if deliver_at is not None and expires_at is not None and deliver_at >= expires_at:
         raise InvalidOption("a message would expire before it is due", mend="let `expires` be longer than `delay`")
+    if not 0 <= draft.priority <= 9:
+        raise InvalidOption(f"priority cannot be {draft.priority}", mend="0 (default) to 9, higher first")
     correlation = draft.correlation_id
     if parent is not None and correlation is None:
         correlation = parent.correlation_id or parent.id

@@ -12,12 +12,9 @@ from typing import Any
 from msgspec.structs import replace
 
 from .errors import text_of
-from .message import Headers, Message, with_headers
+from .message import Headers, Message
 from .topics import DEAD
 from .transport import Delivery
-
-TRACEBACK = 4096  # bytes kept of a traceback
-HOST = socket.gethostname()
 
 
 def dead_letter(
@@ -31,15 +28,15 @@ def dead_letter(
         "tdgfailures": str(failures),
         "tdgcrashes": str(delivery.crashes),
         "tdgdeadat": f"{now:.3f}",
-        "tdghost": HOST,
+        "tdghost": socket.gethostname(),
     }
     if error is not None:
         told["tdgerror"] = type(error).__qualname__
         told["tdgdetail"] = _cut(text_of(error), 1024)
-        told["tdgtraceback"] = _cut("".join(traceback.format_exception(error)), TRACEBACK)
+        told["tdgtraceback"] = _cut("".join(traceback.format_exception(error)), 4096)
     return replace(
         message,
-        headers=with_headers(original_headers(message.headers), told.items()),
+        headers=(*(original_headers(message.headers) or ()), *told.items()),
         address=DEAD + group,
         deliver_at=None,
         expires_at=None,

@@ -224,13 +224,13 @@ class Partial(Exception):
 
     def __init__(self, errors: Mapping[int, BaseException]) -> None:
         super().__init__(errors)
-        self.errors = dict(errors)
+        self.errors = {i: e if isinstance(e, BaseException) else Exception(e) for i, e in errors.items()}
 
 
 def text_of(error: BaseException) -> str:
     """An error's text, whatever its ``__str__`` does."""
     try:
-        return str(error)
+        return str(error).encode(errors="replace").decode()
     except Exception:
         return "(it has no text)"
 

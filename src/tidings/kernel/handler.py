@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -23,7 +23,6 @@ Outgoing = tuple[Message[Any], ...]
 Outcome = Outgoing | BaseException
 One = Callable[[Delivery], Awaitable[Outgoing]]
 Many = Callable[[Sequence[Delivery]], Awaitable[Sequence[Outcome]]]
-Call = Callable[[Delivery], Outgoing]
 Emit = Callable[[Any, Message[Any] | None], Outgoing]
 Middleware = Callable[[One], One]
 
@@ -41,18 +40,6 @@ class Handler(Struct, frozen=True):
     cancellable: bool = True
 
 
-class Executor(Protocol):
-    """Runs a plain function elsewhere. It may return fewer outcomes than deliveries: the rest has not started."""
-
-    def limit(self) -> int:
-        """How many deliveries it takes at once, now."""
-
-    async def __call__(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]: ...
-
-    async def close(self) -> None:
-        """Let what runs finish, then free the threads or processes."""
-
-
 class Origin(Struct, frozen=True, kw_only=True):
     """Where a handler's outputs come from: they carry the app as ``source``, and ids derived from input and group."""
 
@@ -62,6 +49,7 @@ class Origin(Struct, frozen=True, kw_only=True):
     group: str
     to: Callable[[Any], Message[Any]] | None = None  # a topic
     limit: int = 2**63  # bytes of an output's body
+    buses: tuple[str, ...] = ("",)  # where outputs may go
 
 
 def lean(fn: Callable[[Any], Awaitable[Any]], decode: Decode, emit: Emit) -> One:
@@ -187,6 +175,8 @@ def emitter(origin: Origin, now: Callable[[], float]) -> Emit:
         for draft in drafts(result):
             if type(draft) is not Message:
                 raise wrong(draft)
+            if draft.bus not in origin.buses:
+                raise WrongReturn(f"{origin.name}() sends to an unknown bus {draft.bus!r}", where=origin.where)
             id = derived_id(parent.id, group, draft.topic, len(sent)) if parent is not None else ""
             sealed = seal(draft, id=id, now=now(), source=source, parent=parent)
             refuse_large(sealed, origin.limit)

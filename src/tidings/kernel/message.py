@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
 from datetime import timedelta
 from hashlib import blake2b
 from itertools import count
@@ -64,11 +63,6 @@ class Message(Struct, Generic[T_co], frozen=True):
     def destination(self) -> str:
         """Where it really goes: its ``address``, or else its topic."""
         return self.address or self.topic
-
-
-def with_headers(headers: Headers | None, added: Iterable[tuple[str, str]]) -> Headers:
-    """``headers`` with ``added``, the added ones winning."""
-    return tuple({**dict(headers or ()), **dict(added)}.items())
 
 
 class Ids:

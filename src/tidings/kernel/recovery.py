@@ -7,24 +7,27 @@ just before its handler starts; a mark that a dead process leaves behind is one 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from threading import Lock
 
-from .settling import Settling
+from .errors import BusError
+from .settling import AGAIN, Settling
 from .transport import Consumer, Delivery
 
+log = logging.getLogger("tidings")
+
 PERMIT = Lock()  # a thread lock: a process may run several event loops
-TURN = 0.001  # seconds between looks at the permit
 
 
-async def recover(consumer: Consumer, settling: Settling, start: Callable[[], None]) -> None:
-    """Let suspects run, one by one, for ever; ``start`` rouses a worker."""
+async def recover(consumer: Consumer, settling: Settling, start: Callable[[], bool]) -> None:
+    """Let suspects run, one by one, for ever; ``start`` rouses a worker, and says whether one may go on."""
     while True:
         await settling.suspected.wait()
         settling.suspected.clear()
         while settling.lanes.suspects:
             while not PERMIT.acquire(blocking=False):  # noqa: ASYNC110  # no event spans several loops
-                await asyncio.sleep(TURN)
+                await asyncio.sleep(0.001)
             try:
                 if settling.lanes.suspects:
                     await _recover_one(settling.lanes.suspects.popleft(), consumer, settling, start)
@@ -32,13 +35,24 @@ async def recover(consumer: Consumer, settling: Settling, start: Callable[[], No
                 PERMIT.release()
 
 
-async def _recover_one(delivery: Delivery, consumer: Consumer, settling: Settling, start: Callable[[], None]) -> None:
+async def _recover_one(delivery: Delivery, consumer: Consumer, settling: Settling, start: Callable[[], bool]) -> None:
     if settling.may_start(delivery):
-        if await consumer.mark(delivery):
+        if await _marked(delivery, consumer):
             settling.suspect = (delivery, settled := asyncio.get_running_loop().create_future())
             settling.lanes.ready.appendleft(delivery)
-            start()
+            if not start():
+                settling.give_back()  # paused meanwhile: not with the permit in hand
             await settled
             return
         settling.held -= 1
     settling.lanes.done(delivery)
+
+
+async def _marked(delivery: Delivery, consumer: Consumer) -> bool:
+    while delivery.session.alive:
+        try:
+            return await consumer.mark(delivery)
+        except BusError as error:
+            log.warning("marking a suspect failed, trying again: %s", error)
+            await asyncio.sleep(AGAIN)
+    return False

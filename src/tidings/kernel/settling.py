@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from msgspec import Struct
@@ -63,6 +64,7 @@ class Settling:
         self.committing: Sequence[Settlement] = ()
         self.held = 0  # received and not yet committed
         self.suspect: tuple[Delivery, asyncio.Future[None]] | None = None  # running, and to be told when settled
+        self.leaving = Counter[str | None]()  # keys of an ordered group that go back: uncommitted settlements
         self.flushable, self.suspected = asyncio.Event(), asyncio.Event()
         self._other = self._counted = 0  # of those ready: no handler's success; known to the breaker
 
@@ -75,14 +77,23 @@ class Settling:
         self.ready.append(settlement)
         self._other += 1
         self.flushable.set()
+        if self.policy.ordered and settlement.action is not ACK:
+            self.leaving[settlement.delivery.message.key] += 1
+
+    def admit(self, batch: Sequence[Delivery]) -> None:
+        """Take what was received; in an ordered group nothing of a key whose going back is not yet committed."""
+        self.held += len(batch)
+        for delivery in batch if self.leaving else ():
+            if delivery.message.key in self.leaving:
+                self.put(Settlement(delivery, Release()))
+        self.lanes.add([d for d in batch if d.message.key not in self.leaving] if self.leaving else batch)
 
     def give_back(self) -> None:
         """All that has not started: released, uncounted; what waits in place keeps its failures."""
         fresh, waiting = self.lanes.drain()
-        for delivery in fresh:
-            self.put(Settlement(delivery, Release()))
-        for delivery in waiting:
-            self.put(Settlement(delivery, Retry(0.0, delivery.failures, "stopped while waiting")))
+        for delivery in (*fresh, *waiting):
+            action = Retry(0.0, delivery.failures, "given back") if delivery.failures else Release()
+            self.put(Settlement(delivery, action))
         self.stats.released += len(fresh)
 
     # -- fates
@@ -138,9 +149,8 @@ class Settling:
         if isinstance(fate, Dead):
             failures = delivery.failures + (fate.reason == Kind.FAILED.value and error is not None)
             letter = dead_letter(delivery, self.policy.group, fate.reason, error, self.clock.now(), failures)
-            log.warning(
-                "dead letter of %s: %s, id %s: %s", self.policy.group, fate.reason, letter.id, error and text_of(error)
-            )
+            told = (self.policy.group, fate.reason, letter.id, text_of(error) if error else "")
+            log.warning("dead letter of %s: %s, id %s: %s", *told)
             self.stats.dead += 1
             self.put(Settlement(delivery, ACK, (letter,)))
             return True
@@ -192,26 +202,32 @@ class Settling:
                 self._committed(batch, failures, good)
 
     async def _settle(self, batch: Sequence[Settlement]) -> list[Failure]:
-        """Settle what is still ours, trying again for as long as the bus cannot."""
+        """Settle what is still ours, trying again for as long as the bus cannot; what it chokes on fails alone."""
         while True:
             alive = [index for index, settlement in enumerate(batch) if settlement.delivery.session.alive]
             lost = set(range(len(batch))).difference(alive) if len(alive) < len(batch) else ()
             fenced = [Failure(index, "fenced", BusError("the session was lost")) for index in lost]
             try:
                 failed = await self.consumer.settle([batch[i] for i in alive] if lost else batch) if alive else ()
+                return [*fenced, *(Failure(alive[f.index], f.kind, f.error) for f in failed)]
             except BusError as error:
                 log.warning("settling %d deliveries failed, trying again: %s", len(alive), error)
                 await asyncio.sleep(AGAIN)
-            else:
-                return [*fenced, *(Failure(alive[f.index], f.kind, f.error) for f in failed)]
+            except Exception as error:
+                if len(batch) == 1:
+                    return [Failure(0, "rejected", error)]
+                each = [(index, await self._settle((settlement,))) for index, settlement in enumerate(batch)]
+                return [Failure(index, f.kind, f.error) for index, failed in each for f in failed]
 
     def _committed(self, batch: Sequence[Settlement], failures: Sequence[Failure], good: int) -> None:
         self.held -= len(batch)
         self.stats.handled += good
         for failure in failures:
             self._unsettled(batch[failure.index], failure)
-        for settlement in batch if self.suspect is not None else ():
+        for settlement in batch if self.suspect is not None or self.leaving else ():
             self._suspect_left(settlement.delivery)
+            if settlement.action is not ACK:
+                self.leaving -= Counter((settlement.delivery.message.key,))
         self.wake()
 
     def _suspect_left(self, delivery: Delivery) -> None:
@@ -223,17 +239,18 @@ class Settling:
     def _unsettled(self, settlement: Settlement, failure: Failure) -> None:
         """A rejected output fails its own input; an unknown result releases it; a fenced one is somebody else's."""
         delivery = settlement.delivery
+        letter = any(message.header("tdgreason") for message in settlement.outgoing)
+        self.stats.handled -= settlement.action is ACK and not letter
         if failure.kind == "fenced":
             self.stats.fenced += 1
             return
         self.held += 1
         if failure.kind == "unknown":
             self.put(Settlement(delivery, Release()))
-        elif any(message.header("tdgreason") for message in settlement.outgoing):
+        elif letter:
             log.error("a dead letter of %s was refused: %s", self.policy.group, failure.error)
             self.put(Settlement(delivery, Release(60.0)))
         else:  # its lane has moved on
-            self.stats.handled -= 1
             self.stats.failed += 1
             backoff, now = self.policy.backoff, self.clock.now()
             fate = decide(failure.error, delivery, backoff, broken=False, room=False, now=now)

@@ -1,4 +1,4 @@
-"""Names: topics, patterns, captures; and the matcher that finds who listens.
+"""Names: topics, patterns, captures.
 
 A topic is dot-separated tokens of ``[A-Za-z0-9_%-]``. In a pattern ``*`` stands for one token and a last ``>`` for one
 or more; ``{name}`` is a ``*`` whose token is captured. Topics that start with ``_`` are reserved (``RESERVED``): a
@@ -8,13 +8,10 @@ pattern whose first token is a wildcard does not match them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any
 from urllib.parse import unquote
 
 from .errors import InvalidName
-
-V = TypeVar("V")
 
 GROUP, DEAD, REQUEST, REPLY, TICK, INTERNAL = "_group.", "_dead.", "_request.", "_reply.", "_tick.", "_tidings."
 
@@ -103,45 +100,3 @@ def captures(template: str) -> dict[str, int]:
                 raise InvalidName(f"{template!r} captures {capture[1]!r} twice")
             found[capture[1]] = index
     return found
-
-
-class Matcher(Generic[V]):
-    """Which values listen to a topic: a trie of patterns with a bounded cache in front."""
-
-    def __init__(self) -> None:
-        self._root: dict[str | None, Any] = {}
-        self._known: dict[str, tuple[V, ...]] = {}
-
-    def add(self, pattern: str, value: V) -> None:
-        node = self._root
-        for part in pattern.split("."):
-            node = node.setdefault(part, {})
-        node.setdefault(None, []).append(value)
-        self._known.clear()
-
-    def remove(self, pattern: str, value: V) -> None:
-        node = self._root
-        for part in pattern.split("."):
-            node = node[part]
-        node[None].remove(value)
-        self._known.clear()
-
-    def match(self, topic: str) -> tuple[V, ...]:
-        """The values whose patterns match, in no particular order."""
-        found = self._known.get(topic)
-        if found is None:
-            if len(self._known) >= 65_536:
-                self._known.clear()
-            found = self._known[topic] = tuple(self._walk(self._root, topic.split("."), topic.startswith("_")))
-        return found
-
-    def _walk(self, node: dict[str | None, Any], parts: list[str], literal: bool) -> Iterator[V]:
-        if not parts:
-            yield from node.get(None, ())
-            return
-        if not literal:
-            yield from node.get(">", {}).get(None, ())
-            if star := node.get("*"):
-                yield from self._walk(star, parts[1:], False)
-        if exact := node.get(parts[0]):
-            yield from self._walk(exact, parts[1:], False)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
@@ -88,7 +89,7 @@ class Worker:
         tasks: set[asyncio.Task[Any]] = {start(self._work()) for _ in range(self.work.concurrency)}
         stop, receive = start(self.stopping.wait()), start(self._receive())
         others = {receive, start(self.settling.flushing()), start(self._watch())}
-        others.add(start(recover(self.consumer, self.settling, self._wake)))
+        others.add(start(recover(self.consumer, self.settling, self._resumed)))
         try:
             while not stop.done():
                 done, _ = await asyncio.wait({*tasks, *others, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -97,6 +98,11 @@ class Worker:
                     tasks.remove(task)
                     tasks.add(start(self._work()))
             await self._drain({*tasks, receive})
+        except BaseException:
+            self.consumer.stop()
+            with suppress(Exception):  # the first error says more
+                await self.consumer.close()
+            raise
         finally:
             self.busy.discard(self)
             for task in (stop, *others, *tasks):
@@ -124,8 +130,7 @@ class Worker:
         _, late = await asyncio.wait(tasks, timeout=grace)
         for task in late:
             task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=grace)
+        await asyncio.wait(tasks, timeout=grace)
         settling.give_back()
         deadline = self.clock.monotonic() + max(grace, 1.0)
         while (settling.ready or settling.committing) and self.clock.monotonic() < deadline:  # noqa: ASYNC110
@@ -235,6 +240,10 @@ class Worker:
         if self.idle and not self.waking and not self.blocked:
             self._rouse()
 
+    def _resumed(self) -> bool:
+        self._wake()
+        return not self.paused and not self.settling.tripped
+
     def _rouse(self) -> None:
         turn = self.idle.pop()
         if not turn.done():
@@ -279,8 +288,7 @@ class Worker:
 
     def _take(self, batch: Sequence[Delivery]) -> None:
         settling = self.settling
-        settling.held += len(batch)
-        self.lanes.add(batch)
+        settling.admit(batch)
         self.busy.add(self)
         probing = settling.breaker is not None and settling.breaker.open
         if self.paused or self.draining or settling.tripped or (probing and len(batch) > 1):

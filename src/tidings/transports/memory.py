@@ -29,13 +29,13 @@ from tidings.kernel import errors
 from tidings.kernel import transport as spi
 from tidings.kernel.clock import SYSTEM, current_clock
 from tidings.kernel.message import Message, seconds
-from tidings.kernel.topics import DEAD, GROUP, REPLY, Matcher, matches
+from tidings.kernel.topics import DEAD, GROUP, REPLY, matches
 from tidings.kernel.transport import Delivery, Event, Failure, Stored, Subscription
+from tidings.transports._matcher import Matcher
 
 Notify = Callable[[Event], None]
 
-MAX_PAYLOAD = 16 * 1024 * 1024
-LIVE_BUFFER = 1024
+MAX_PAYLOAD, LIVE_BUFFER = 16 * 1024 * 1024, 1024  # bytes, messages
 LOOK_AGAIN = 5.0  # seconds; delays follow the wall clock, which may step while a timer sleeps
 
 CAPABILITIES = spi.Capabilities(
@@ -464,13 +464,13 @@ class MemoryTransport:
         return GroupConsumer(self, self.store.join(subscription, subscription.group))
 
     async def close(self) -> None:
-        self._leave(lost=False)
+        self._leave(lost=None)  # what was not closed with its consumer keeps its lease: it may run
 
     def abandon(self) -> None:
         """Die as a killed process does: nothing is settled any more, and what was in hand comes back as suspect."""
         self._leave(lost=True)
 
-    def _leave(self, lost: bool) -> None:
+    def _leave(self, lost: bool | None) -> None:
         for consumer in tuple(self.consumers):
             consumer.end(lost)
         store, self.client = self.client, None
@@ -635,10 +635,10 @@ class GroupConsumer:
     async def close(self) -> None:
         self.end(lost=False)
 
-    def end(self, lost: bool) -> None:
+    def end(self, lost: bool | None) -> None:
         self.stop()
-        for claim in [claim for claim in self.group.claims if claim.consumer is self]:
-            self.group.end(claim, tuple(claim.todo), self.clock.now(), lost)
+        for claim in [claim for claim in self.group.claims if claim.consumer is self and lost is not None]:
+            self.group.end(claim, tuple(claim.todo), self.clock.now(), bool(lost))
         if self.timer is not None:
             self.timer.cancel()
         self.group.members.pop(self, None)

@@ -63,6 +63,7 @@ async def test_nothing_is_lost_when_the_bus_is_closed_and_opened(tmp_path: Path)
         consumer = await b.subscribe(group())
         await b.publish([message(n) for n in range(10)])
         await ack(consumer, (await take(consumer, 10))[:4])
+        await consumer.close()
     async with bus(tmp_path) as b:
         consumer = await b.subscribe(group())
         got = await take(consumer, 6)

@@ -17,8 +17,8 @@ import msgspec
 from msgspec import Struct
 
 from tidings import App, Backoff, Delivery, Message, Retry, Topic
-from tidings.kernel.bus import options_for
 from tidings.kernel.transport import Options, Subscription
+from tidings.urls import options_for
 
 from .mutants import MUTANTS, MutantOptions
 

@@ -190,7 +190,7 @@ class Claims(Groups):
         for index in singles:
             if failure := self._settle_one(batch[index], outgoing.get(index, ([], 0, []))):
                 failures.append(Failure(index, failure.kind, failure.error))
-        self._write({held for held, _ in self.struck})
+        self._write([self.claims[id] for id in {held.id for held, _ in self.struck} if id in self.claims])
         return failures
 
     def _strike(self, held: Held, numbers: Iterable[int]) -> set[int]:
@@ -309,10 +309,9 @@ class Claims(Groups):
             self.leave(id)
 
     def part(self) -> None:
-        """This member is gone, of its own will."""
-        for held in [*self.claims.values(), *self.takes.values()]:
-            self._give_back(held, held.todo, suspect=0)
-        self.run(sql("expire"), {"member": self.member})
+        """This member is gone, of its own will. What was not closed with its consumer keeps its lease: it may run."""
+        if not self.claims and not self.takes:
+            self.run(sql("expire"), {"member": self.member})
         self.member = 0
 
     # -- retention -----------------------------------------------------------------------------------------------

@@ -311,10 +311,14 @@ class Groups(Steps):
         id = self._at_rest(name)
         first = self._first(start)
         self.run("UPDATE pattern SET first = min(first, ?) WHERE grp = ?", (first, id))
-        retained = max(first, self.log.segments[0].first)  # of what is older, the parked row is all there is
-        self.run("DELETE FROM parked WHERE grp = ? AND seq >= ?", (id, retained))
         self._place(id, self.group(id).ordered, first - 1)
         self.renew(id)
+        retained = max(first, self.log.segments[0].first)  # of what is older, the parked row is all there is
+        rows = self.rows("SELECT seq FROM parked WHERE grp = ? AND seq >= ?", (id, retained))
+        read = {channel for interest in self.group(id).interests.values() for channel in interest.ids}
+        again = [seq for seq, row in self.log.fetch([seq for (seq,) in rows]).items() if row[1] in read]
+        self.con.executemany("DELETE FROM parked WHERE grp = ? AND seq = ?", [(id, seq) for seq in again])
+        self.run("UPDATE parked SET failures = 0, due = ? WHERE grp = ? AND seq >= ?", (self.log.now, id, retained))
 
     def tick(self, name: str, due: float) -> bool:
         newer = "ON CONFLICT DO UPDATE SET due = excluded.due WHERE excluded.due > tick.due"
@@ -350,14 +354,19 @@ class Groups(Steps):
         after = dict(self.rows(f"SELECT {place}, seq FROM {table} WHERE grp = ?", (group.id,)))
         mine = f"(SELECT seq FROM slot s WHERE grp = {group.id} AND s.slot = coalesce(m.slot, m.seq & 63))"
         where = "channel = ? AND seq > ? AND seq <= ?" + (f" AND seq > {mine}" if group.ordered else "")
-        count, firsts = 0, list[int]()
+        count, firsts, ranges = 0, list[int](), dict[int, list[tuple[int, int]]]()
         for pattern, first, last in group.patterns:
             for channel in self.log.matching(pattern):
                 low = max(first - 1, min(after.values()) if group.ordered else after[self.log.topics[channel][1]])
+                ranges.setdefault(channel, []).append((low, last))
+        for channel, stretches in ranges.items():
+            done = -1  # an old pattern and a new one may both match
+            for low, last in sorted(stretches):
                 for stored in self.log.tables():
                     query = f"SELECT count(*), min(seq) FROM {stored} m WHERE {where}"
-                    n, seq = self.value(query, (channel, low, last))
+                    n, seq = self.value(query, (channel, max(low, done), last))
                     count, firsts = count + n, firsts + [seq] * bool(n)
+                done = max(done, last)
         return count, firsts
 
     def retained(self, pattern: str) -> list[TopicInfo]:

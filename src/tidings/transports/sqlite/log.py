@@ -21,7 +21,8 @@ from msgspec import UNSET, Struct
 
 from tidings.kernel.errors import BusFull
 from tidings.kernel.message import Message
-from tidings.kernel.topics import DEAD, REPLY, Matcher, is_pattern
+from tidings.kernel.topics import DEAD, REPLY, is_pattern
+from tidings.transports._matcher import Matcher
 
 Row = tuple[tuple[str, int], float | None, int | None, bytes, bytes]
 """((destination, priority), due, slot, head, body): a message on its way into the log; ``due`` None: at once."""

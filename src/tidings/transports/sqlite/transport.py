@@ -17,8 +17,9 @@ from tidings.kernel import transport as spi
 from tidings.kernel.clock import current_clock
 from tidings.kernel.errors import BusError, NotOpen, TooLarge
 from tidings.kernel.message import Message, seconds
-from tidings.kernel.topics import DEAD, GROUP, Matcher
+from tidings.kernel.topics import DEAD, GROUP
 from tidings.kernel.transport import Delivery, Event, Failure
+from tidings.transports._matcher import Matcher
 
 from . import SQLite, connect, size
 from .claims import Claims, Outgoing, Taken
@@ -240,19 +241,22 @@ class GroupConsumer(_Waiting):
         self.group, self.subscription, self.lease = group, subscription, transport.lease
         self.siblings = transport.consumers.setdefault(group, [])
         self.siblings.append(self)
+        self.more = True  # perhaps there is more to claim
+        self.due: float | None = None
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
         transport = self.transport
         while not self.stopped:
+            if not self.more:
+                await self.sleep(self.due)
             self.hot = False
             if self.subscription.ordered and self.siblings[0] is not self:  # one process holds each key once
                 await self.sleep()
                 continue
             taken = await transport.writer.submit(partial(transport.steps.claim, self.group, limit, self), soft=True)
+            self.more, self.due = taken.more, taken.due
             if deliveries := self._deliveries(taken):
                 return deliveries
-            if not taken.more:
-                await self.sleep(taken.due)
         return ()
 
     def _deliveries(self, taken: Taken) -> list[Delivery]:
@@ -275,7 +279,10 @@ class GroupConsumer(_Waiting):
             if settlement.outgoing:
                 rows = transport.prepare(settlement.outgoing)
                 outgoing[index] = Failure(index, "rejected", rows) if isinstance(rows, TooLarge) else rows
-        failures = await transport.writer.submit(partial(transport.steps.settle, settlements, outgoing))
+        step = partial(transport.steps.settle, settlements, outgoing)
+        failures = await transport.writer.submit(
+            step, soft=all(s.action is spi.ACK and not s.outgoing for s in settlements)
+        )
         if fenced := sum(failure.kind == "fenced" for failure in failures):
             transport.notify(Event("fenced", fenced, self.subscription.group or ""))
         return failures

@@ -37,6 +37,7 @@ BUSY, IDLE, LIVELY = 0.001, 0.020, 0.2  # how often to look for other processes;
 HAND_OVER = 0.0003  # a loop that comes back later than this is busy
 HOUSEKEEPING = 0.5
 RETENTION = 5.0
+SYNC = 0.010  # seconds that soft commits may wait for the disk, while there are others
 WAL_PAGES = 4000  # 16 MiB: then the log is copied into the file, without waiting for readers
 
 
@@ -60,7 +61,7 @@ class Writer:
         self.waiting = 0  # steps the loop has submitted and not heard of
         self.yielding, self.expected = False, 0.0
         self.pid = os.getpid()
-        self.synchronous = self.full
+        self.synchronous, self.synced, self.unsynced = self.full, 0.0, False
         self.version = -1
         self.lively = self.housekeeping = self.retention = 0.0
         self.next_due: float | None = None
@@ -73,7 +74,7 @@ class Writer:
     # -- the loop's side -----------------------------------------------------------------------------------------
 
     def submit(self, step: Callable[[], T], *, soft: bool = False) -> asyncio.Future[T]:
-        """Run ``step`` in a transaction. ``soft``: losing it to a power failure would do no harm."""
+        """Run ``step`` in a transaction. ``soft``: losing it to a power failure only delivers again."""
         if os.getpid() != self.pid:
             raise forked(self.path)
         future: asyncio.Future[T] = self.loop.create_future()
@@ -165,15 +166,16 @@ class Writer:
                 self.con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def _transaction(self, jobs: list[Job]) -> list[tuple[asyncio.Future[Any] | None, Any, BaseException | None]]:
-        synchronous = self.full and not all(soft for _, _, soft in jobs)
+        overdue = self.clock.monotonic() - self.synced > SYNC
+        synchronous = self.full and (overdue or not all(soft for _, _, soft in jobs))
         if synchronous != self.synchronous:
             self.con.execute(f"PRAGMA synchronous = {'FULL' if synchronous else 'NORMAL'}")
             self.synchronous = synchronous
         self._begin()
         try:
             done: list[tuple[asyncio.Future[Any] | None, Any, BaseException | None]] = []
+            self.groups.begin(time.monotonic())  # first: a rollback restores what it has noted
             self.log.begin(self.clock.now())
-            self.groups.begin(time.monotonic())
             for step, future, _ in jobs:
                 try:
                     done.append((future, step(), None))
@@ -181,6 +183,8 @@ class Writer:
                     done.append((future, None, error))
             self.log.flush()
             self.con.execute("COMMIT")
+            self.unsynced = self.full and not synchronous
+            self.synced = self.synced if self.unsynced else self.clock.monotonic()
         except BaseException:
             with suppress(apsw.Error):
                 self.con.execute("ROLLBACK")
@@ -235,6 +239,9 @@ class Writer:
                 self._commit([(self._move_due, None, True)])
             if now >= self.housekeeping:
                 self.housekeeping = now + HOUSEKEEPING
+                if self.unsynced:
+                    self.con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                    self.unsynced = False
                 self._keep_house(now)
         except Exception as error:  # the thread must not die of it: others wait for their commits
             self._event("lost", str(error))

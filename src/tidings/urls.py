@@ -1,0 +1,30 @@
+"""A bus by its URL: the scheme names the transport (entry points ``tidings.transports``)."""
+
+from __future__ import annotations
+
+from .kernel.errors import InvalidURL, MissingExtra, nearest
+from .kernel.transport import Options
+
+
+def options_for(url: str) -> Options:
+    """The options of the transport that knows this URL's scheme (entry points ``tidings.transports``).
+
+    Raises ``InvalidURL``; ``MissingExtra`` when the transport's client is not installed.
+    """
+    from importlib.metadata import entry_points  # 10 ms
+
+    scheme, separator, _ = url.partition("://")
+    known = {point.name: point for point in entry_points(group="tidings.transports")}
+    if not separator:
+        why, mend = "a bus is named by a URL", f"write 'sqlite:///{url}' for a file, or 'memory://'"
+        raise InvalidURL(f"{url!r} is no bus URL", why=why, mend=mend)
+    if scheme not in known:
+        why = f"installed are {', '.join(sorted(known))}"
+        raise InvalidURL(f"no transport knows {scheme}://", why=why, mend=nearest(scheme, known) or "install its extra")
+    try:
+        kind = known[scheme].load()
+    except ImportError as error:
+        mend = f"pip install 'tidings[{scheme}]'"
+        raise MissingExtra(f"{scheme}:// needs a package that is not installed", why=str(error), mend=mend) from error
+    options: Options = kind.from_url(url)
+    return options
