@@ -57,7 +57,7 @@ async def test_what_waits_in_place_keeps_its_failures() -> None:
         await s.publish(message("m", "k"), message("behind", "k"))
         await until(lambda: attempts == [1, 2])
         await s.stop()
-        assert s.fates("m") == [GoesBack(0.0, 2, "stopped while waiting")]
+        assert s.fates("m") == [GoesBack(0.0, 2, "given back")]
         assert s.fates("behind") == [Release()]
     async with stage(handle, name=name) as s:
         await s.settled(1)
@@ -102,7 +102,7 @@ async def test_a_failure_during_the_drain_is_kept_and_does_not_delay_it() -> Non
         await asyncio.sleep(1)
         gate.set()
         await asyncio.wait_for(s.running, 0.5)
-        assert s.fates("m") == [GoesBack(0.0, 1, "stopped while waiting")]
+        assert s.fates("m") == [GoesBack(0.0, 1, "given back")]
 
 
 @virtual

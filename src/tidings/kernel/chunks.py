@@ -44,9 +44,9 @@ class ChunkWorker(Worker):
             self.slots.discard(slot)
             self._wake()
 
-    def _wake(self) -> None:
-        super()._wake()
+    def _wake(self) -> bool:
         self.arrived.set()
+        return super()._wake()
 
     def _hungry(self) -> bool:
         return self.lanes.fresh < self.handler.limit()

@@ -8,7 +8,7 @@ is refused then and not at the first message.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache
 from math import isfinite
 from typing import Any, Union, get_args, get_origin
@@ -90,11 +90,9 @@ def seal(
     correlation = draft.correlation_id
     if parent is not None and correlation is None:
         correlation = parent.correlation_id or parent.id
-    return Message(
-        draft.topic,
-        UNSET,
-        body,
-        draft.id or id or new_id(),
+    causation = draft.causation_id if parent is None else parent.id
+    id = draft.id or id or new_id()
+    about = (
         draft.key,
         draft.time or now,
         draft.type,
@@ -102,14 +100,9 @@ def seal(
         content_type,
         draft.headers,
         draft.priority,
-        deliver_at,
-        expires_at,
-        draft.reply_to,
-        correlation,
-        draft.causation_id if parent is None else parent.id,
-        draft.address,
-        bus=draft.bus,
     )
+    ways = deliver_at, expires_at, draft.reply_to, correlation, causation, draft.address
+    return Message(draft.topic, UNSET, body, id, *about, *ways, bus=draft.bus)
 
 
 def refuse_large(message: Message[Any], limit: int) -> None:
@@ -171,7 +164,7 @@ def _decoder(type: Any, lax: bool) -> Decode:
 
 
 def _from_json(type: Any, lax: bool) -> Callable[[bytes], Any]:
-    if any(isinstance(member, _Type) and _is_pydantic(member) for member in _walk(type)):
+    if _has_model(type):
         from pydantic import TypeAdapter
 
         validate = TypeAdapter(type).validate_json
@@ -180,13 +173,9 @@ def _from_json(type: Any, lax: bool) -> Callable[[bytes], Any]:
     return msgspec.json.Decoder(type, strict=not lax).decode
 
 
-_Type = type
-
-
-def _walk(type: Any) -> Iterator[Any]:
-    yield type
-    for inner in get_args(type):
-        yield from _walk(inner)
+def _has_model(kind: Any) -> bool:
+    marks = ("__pydantic_core_schema__", "__pydantic_validator__")
+    return any(hasattr(kind, mark) for mark in marks) or any(map(_has_model, get_args(kind)))
 
 
 def _refuse_unknown(type: Any) -> None:
@@ -209,7 +198,3 @@ def _refuse_unknown(type: Any) -> None:
 def _undecodable_type(type: Any, why: str) -> InvalidHandler:
     mend = "use a msgspec Struct, dataclass, TypedDict, pydantic model or JSON types"
     return InvalidHandler(f"payloads cannot be {getattr(type, '__name__', type)}", why=why, mend=mend)
-
-
-def _is_pydantic(cls: _Type) -> bool:
-    return hasattr(cls, "__pydantic_core_schema__") or hasattr(cls, "__pydantic_validator__")

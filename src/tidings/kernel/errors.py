@@ -145,10 +145,6 @@ class PublishFailed(BusError, code="TDG-E030"):
     unknown: Sequence[int] = ()
 
 
-class PublishTimeout(BusError, code="TDG-E031"):
-    """The bus did not accept a publish in time. It may still have been stored."""
-
-
 class RequestError(TidingsError, code="TDG-E040"):
     """A request brought no reply."""
 

@@ -80,19 +80,13 @@ class Kind(Enum):
     SKIPPED = "skipped"
 
 
-_KINDS: tuple[tuple[type[BaseException], Kind], ...] = (
-    (Skip, Kind.SKIPPED),
-    (Defer, Kind.DEFERRED),
-    (Reject, Kind.REJECTED),
-    (Undecodable, Kind.UNDECODABLE),
-    (WrongReturn, Kind.WRONG_RETURN),
-    (DeliveryError, Kind.REJECTED),
-)
+_KINDS = {Skip: Kind.SKIPPED, Defer: Kind.DEFERRED, Reject: Kind.REJECTED, Undecodable: Kind.UNDECODABLE}
+_KINDS |= {WrongReturn: Kind.WRONG_RETURN, DeliveryError: Kind.REJECTED}
 
 
 def classify(error: BaseException, backoff: Backoff) -> Kind:
     """The kind of an exception; everything unknown is a failure."""
-    for known, kind in _KINDS:
+    for known, kind in _KINDS.items():
         if isinstance(error, known):
             return kind
     return Kind.REJECTED if isinstance(error, backoff.give_up) else Kind.FAILED

@@ -7,21 +7,17 @@ just before its handler starts; a mark that a dead process leaves behind is one 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable
 from threading import Lock
 
 from .errors import BusError
-from .settling import AGAIN, Settling
+from .settling import AGAIN, Settling, log
 from .transport import Consumer, Delivery
-
-log = logging.getLogger("tidings")
 
 PERMIT = Lock()  # a thread lock: a process may run several event loops
 
 
-async def recover(consumer: Consumer, settling: Settling, start: Callable[[], bool]) -> None:
-    """Let suspects run, one by one, for ever; ``start`` rouses a worker, and says whether one may go on."""
+async def recover(consumer: Consumer, settling: Settling) -> None:
+    """Let suspects run, one by one, for ever."""
     while True:
         await settling.suspected.wait()
         settling.suspected.clear()
@@ -30,17 +26,17 @@ async def recover(consumer: Consumer, settling: Settling, start: Callable[[], bo
                 await asyncio.sleep(0.001)
             try:
                 if settling.lanes.suspects:
-                    await _recover_one(settling.lanes.suspects.popleft(), consumer, settling, start)
+                    await _recover_one(settling.lanes.suspects.popleft(), consumer, settling)
             finally:
                 PERMIT.release()
 
 
-async def _recover_one(delivery: Delivery, consumer: Consumer, settling: Settling, start: Callable[[], bool]) -> None:
+async def _recover_one(delivery: Delivery, consumer: Consumer, settling: Settling) -> None:
     if settling.may_start(delivery):
         if await _marked(delivery, consumer):
             settling.suspect = (delivery, settled := asyncio.get_running_loop().create_future())
             settling.lanes.ready.appendleft(delivery)
-            if not start():
+            if not settling.wake():
                 settling.give_back()  # paused meanwhile: not with the permit in hand
             await settled
             return

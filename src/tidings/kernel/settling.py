@@ -25,8 +25,7 @@ from .transport import ACK, Consumer, Delivery, Failure, Release, Retry, Settlem
 log = logging.getLogger("tidings")
 
 FLUSH, UNFLUSHED = 256, 512  # settlements
-EARLY = 0.001  # seconds that timers may fire too early
-AGAIN = 0.5  # seconds between tries while the bus does not take settlements
+EARLY, AGAIN = 0.001, 0.5  # seconds: timers may be so early; between tries while the bus takes no settlements
 
 
 class Policy(Struct, frozen=True, kw_only=True):
@@ -56,7 +55,7 @@ class Settling:
     delivery may start again."""
 
     def __init__(
-        self, consumer: Consumer, policy: Policy, breaker: Breaker | None, clock: Clock, wake: Callable[[], None]
+        self, consumer: Consumer, policy: Policy, breaker: Breaker | None, clock: Clock, wake: Callable[[], bool]
     ) -> None:
         self.consumer, self.policy, self.breaker, self.clock, self.wake = consumer, policy, breaker, clock, wake
         self.lanes, self.stats = Lanes(), Stats()
@@ -64,7 +63,7 @@ class Settling:
         self.committing: Sequence[Settlement] = ()
         self.held = 0  # received and not yet committed
         self.suspect: tuple[Delivery, asyncio.Future[None]] | None = None  # running, and to be told when settled
-        self.leaving = Counter[str | None]()  # keys of an ordered group that go back: uncommitted settlements
+        self.leaving = Counter[object]()  # keys of an ordered group that go back uncommitted, and (key, id)
         self.flushable, self.suspected = asyncio.Event(), asyncio.Event()
         self._other = self._counted = 0  # of those ready: no handler's success; known to the breaker
 
@@ -78,15 +77,19 @@ class Settling:
         self._other += 1
         self.flushable.set()
         if self.policy.ordered and settlement.action is not ACK:
-            self.leaving[settlement.delivery.message.key] += 1
+            self.leaving.update(_going(settlement.delivery))
 
     def admit(self, batch: Sequence[Delivery]) -> None:
-        """Take what was received; in an ordered group nothing of a key whose going back is not yet committed."""
+        """Take what was received. While one of an ordered key goes back uncommitted, only itself may come again."""
         self.held += len(batch)
-        for delivery in batch if self.leaving else ():
-            if delivery.message.key in self.leaving:
+        going, again = self.leaving, []
+        for delivery in batch if going else ():
+            key = delivery.message.key
+            if key not in going or (key, delivery.message.id) in going:
+                again.append(delivery)
+            else:
                 self.put(Settlement(delivery, Release()))
-        self.lanes.add([d for d in batch if d.message.key not in self.leaving] if self.leaving else batch)
+        self.lanes.add(again if going else batch)
 
     def give_back(self) -> None:
         """All that has not started: released, uncounted; what waits in place keeps its failures."""
@@ -227,7 +230,7 @@ class Settling:
         for settlement in batch if self.suspect is not None or self.leaving else ():
             self._suspect_left(settlement.delivery)
             if settlement.action is not ACK:
-                self.leaving -= Counter((settlement.delivery.message.key,))
+                self.leaving -= Counter(_going(settlement.delivery))
         self.wake()
 
     def _suspect_left(self, delivery: Delivery) -> None:
@@ -255,3 +258,8 @@ class Settling:
             backoff, now = self.policy.backoff, self.clock.now()
             fate = decide(failure.error, delivery, backoff, broken=False, room=False, now=now)
             self.apply(delivery, fate, failure.error, lane=False)
+
+
+def _going(delivery: Delivery) -> tuple[object, ...]:
+    key = delivery.message.key
+    return (key, (key, delivery.message.id)) if key is not None else ()

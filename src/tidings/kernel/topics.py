@@ -55,11 +55,8 @@ def check_pattern(name: str) -> str:
     valid = all(part == "*" or TOKEN.fullmatch(part) for part in parts[:-1])
     if not valid or not (parts[-1] in ("*", ">") or TOKEN.fullmatch(parts[-1])):
         why = "dot-separated tokens; '*' stands for one whole token, a last '>' for one or more"
-        mend = (
-            "MQTT's '+' and '#' are '*' and '>' here"
-            if set("#+") & set(str(name))
-            else _mended(re.sub(r"[>*{}]", "", str(name)))
-        )
+        mqtt, plain = set("#+") & set(str(name)), re.sub(r"[>*{}]", "", str(name))
+        mend = "MQTT's '+' and '#' are '*' and '>' here" if mqtt else _mended(plain)
         raise InvalidName(f"{name!r} is no valid pattern", why=why, mend=mend)
     return pattern
 

@@ -65,9 +65,7 @@ class Subscription(Struct, frozen=True, kw_only=True):
     app: str
     pattern: str
     group: str | None = None
-    start: float | None = (
-        None  # Unix seconds; 0 = the first retained; None = new messages. Only for a group's first time
-    )
+    start: float | None = None  # Unix seconds; 0: the first retained; None: new messages. For a group's first time
     ordered: bool = False
     concurrency: int = 16
     timeout: float = 3600.0

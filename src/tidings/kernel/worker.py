@@ -31,8 +31,7 @@ from .transport import ACK, Consumer, Delivery, Release, Settlement
 
 log = logging.getLogger("tidings")
 
-SLICE, SLICE_LEAST = 0.001, 0.0001  # seconds
-FLUSH_AFTER = 0.002  # seconds
+SLICE, SLICE_LEAST, FLUSH_AFTER = 0.001, 0.0001, 0.002  # seconds
 DRAINED_FAST, DRAINED_SLOW = 0.05, 1.0  # seconds a received batch lasts: the prefetch doubles below, halves above
 
 
@@ -77,8 +76,7 @@ class Worker:
         self.slots: set[Slot] = set()
         self.idle: list[asyncio.Future[None]] = []
         self.blocked = self.draining = self.breathing = self.paused = self.waking = self.timing = False
-        self.until = 0.0
-        self.limit = 1  # settled: so many call for a look at what to do with them
+        self.until, self.limit = 0.0, 1  # when to breathe; so many settled call for a look at what to do with them
         self.prefetch = self.least = work.concurrency * (handler.limit() if handler.batch else 1)
         self.most = max(1024, 4 * work.concurrency, self.least)
 
@@ -89,7 +87,7 @@ class Worker:
         tasks: set[asyncio.Task[Any]] = {start(self._work()) for _ in range(self.work.concurrency)}
         stop, receive = start(self.stopping.wait()), start(self._receive())
         others = {receive, start(self.settling.flushing()), start(self._watch())}
-        others.add(start(recover(self.consumer, self.settling, self._resumed)))
+        others.add(start(recover(self.consumer, self.settling)))
         try:
             while not stop.done():
                 done, _ = await asyncio.wait({*tasks, *others, stop}, return_when=asyncio.FIRST_COMPLETED)
@@ -229,8 +227,8 @@ class Worker:
         if self.settling.ready:
             self.settling.flushable.set()
 
-    def _wake(self) -> None:
-        """Something changed that may let a worker or the receiver go on."""
+    def _wake(self) -> bool:
+        """Something changed that may let a worker or the receiver go on; whether deliveries may start."""
         settling = self.settling
         self.blocked = self.breathing or self.paused or settling.full or settling.tripped
         self.limit = min(FLUSH, UNFLUSHED - len(settling.committing)) if self.timing else 1
@@ -239,10 +237,7 @@ class Worker:
             settling.suspected.set()
         if self.idle and not self.waking and not self.blocked:
             self._rouse()
-
-    def _resumed(self) -> bool:
-        self._wake()
-        return not self.paused and not self.settling.tripped
+        return not self.paused and not settling.tripped
 
     def _rouse(self) -> None:
         turn = self.idle.pop()

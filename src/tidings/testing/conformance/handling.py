@@ -515,6 +515,31 @@ class Handling:
         assert sum(entry.what == "fail" for entry in ledger.entries) == 3, "inconclusive: nothing failed"
 
     @scenario
+    @needs("ordered")
+    async def test_app_ordered_group_with_a_deep_backlog(self, rig: Rig) -> None:
+        """What was fetched in advance does not overtake a failed message of its key that waits on the bus."""
+        app, ledger = rig.app(), Ledger()
+        drafts = [placed(Order(n), key=f"k{n % 10}", id=f"m{n}") for n in range(600)]
+
+        @app.on(placed, ordered=True, concurrency=4)
+        async def bill(message: Message[Order], delivery: Delivery) -> None:
+            ledger.begin("bill", message, delivery.attempt)
+            await asyncio.sleep(0)
+            if message.data.id % 33 == 7 and not delivery.failures:
+                ledger.fail("bill", message, delivery.attempt)
+                raise Retry("1.05s")
+            ledger.end("bill", message, delivery.attempt)
+
+        async with app:
+            ledger.accept(drafts)
+            for at in range(0, 600, 20):
+                await app.publish_many(drafts[at : at + 20])
+            await rig.until(lambda: ledger.complete("bill"), 30)
+        ledger.check("bill")
+        ledger.check_order("bill")
+        assert sum(entry.what == "fail" for entry in ledger.entries) == 18, "inconclusive: not all that should failed"
+
+    @scenario
     @needs("start")
     async def test_app_start_reads_what_is_retained(self, rig: Rig) -> None:
         await rig.open()

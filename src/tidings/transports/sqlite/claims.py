@@ -18,8 +18,9 @@ from msgspec import Struct
 from tidings.kernel.errors import BusError, NoAnswerer
 from tidings.kernel.topics import matches
 from tidings.kernel.transport import Ack, Event, Failure, Release, Settlement
+from tidings.transports._numbers import bits, pack
 
-from .groups import Group, Groups, Held, bits, pack
+from .groups import Group, Groups, Held
 from .log import END, SLOTS, Found, Log, Row, decode_head, sql
 
 ABANDONED = 7 * 86400.0  # a group without members for so long no longer holds retention back

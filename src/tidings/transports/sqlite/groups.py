@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-import struct
-from array import array
-from collections.abc import Iterable, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Iterable
 
 import apsw
 
 from tidings.kernel.errors import BusError, NotFound, nearest
 from tidings.kernel.topics import DEAD, GROUP, matches
 from tidings.kernel.transport import Delivery, Event, GroupInfo, Session, Subscription, TopicInfo
+from tidings.transports._numbers import bits, unpack
 
 from . import identity, started_at
 from .log import END, SLOTS, Found, Interest, Log, Steps, decode_head, sql
@@ -283,9 +281,8 @@ class Groups(Steps):
         """A group's id. Raises ``NotFound``, and ``BusError`` while a process consumes it."""
         id: int | None = self.value("SELECT id FROM grp WHERE name = ?", (name,))
         if id is None:
-            raise NotFound(
-                f"no group {name!r}", mend=nearest(name, (row[0] for row in self.rows("SELECT name FROM grp")))
-            )
+            known = (row[0] for row in self.rows("SELECT name FROM grp"))
+            raise NotFound(f"no group {name!r}", mend=nearest(name, known))
         self.log.flush()
         self.expire()
         if self.rows("SELECT 1 FROM part WHERE grp = ?", (id,)):
@@ -353,18 +350,19 @@ class Groups(Steps):
         table, place = ("slot", "slot") if group.ordered else ("cursor", "priority")
         after = dict(self.rows(f"SELECT {place}, seq FROM {table} WHERE grp = ?", (group.id,)))
         mine = f"(SELECT seq FROM slot s WHERE grp = {group.id} AND s.slot = coalesce(m.slot, m.seq & 63))"
-        where = "channel = ? AND seq > ? AND seq <= ?" + (f" AND seq > {mine}" if group.ordered else "")
+        where = "WHERE channel = ? AND seq > ? AND seq <= ?" + (f" AND seq > {mine}" if group.ordered else "")
         count, firsts, ranges = 0, list[int](), dict[int, list[tuple[int, int]]]()
         for pattern, first, last in group.patterns:
             for channel in self.log.matching(pattern):
-                low = max(first - 1, min(after.values()) if group.ordered else after[self.log.topics[channel][1]])
-                ranges.setdefault(channel, []).append((low, last))
+                cursor = min(after.values()) if group.ordered else after[self.log.topics[channel][1]]
+                ranges.setdefault(channel, []).append((max(first - 1, cursor), last))
         for channel, stretches in ranges.items():
             done = -1  # an old pattern and a new one may both match
             for low, last in sorted(stretches):
                 for stored in self.log.tables():
-                    query = f"SELECT count(*), min(seq) FROM {stored} m WHERE {where}"
-                    n, seq = self.value(query, (channel, max(low, done), last))
+                    n, seq = self.value(
+                        f"SELECT count(*), min(seq) FROM {stored} m {where}", (channel, max(low, done), last)
+                    )
                     count, firsts = count + n, firsts + [seq] * bool(n)
                 done = max(done, last)
         return count, firsts
@@ -380,22 +378,3 @@ class Groups(Steps):
                     known = found.get(name, TopicInfo(name, 0, at))
                     found[name] = TopicInfo(name, known.messages + count, max(known.last or at, at))
         return [found[name] for name in sorted(found)]
-
-
-def bits(slots: Iterable[int]) -> int:
-    """A bit mask, as SQLite's signed integer."""
-    mask = sum(1 << slot for slot in slots)
-    return mask - 2**64 if mask >= 2**63 else mask
-
-
-def pack(numbers: Sequence[int]) -> bytes:
-    """Rising numbers, delta-coded: the first, then bytes, or words where a gap is large."""
-    gaps = [b - a for a, b in pairwise(numbers)]
-    wide = max(gaps, default=0)
-    code = "B" if wide < 256 else "I" if wide < 2**32 else "Q"
-    return struct.pack(">Qc", numbers[0], code.encode()) + array(code, gaps).tobytes()
-
-
-def unpack(todo: bytes) -> list[int]:
-    first, code = struct.unpack_from(">Qc", todo)
-    return list(accumulate(array(code.decode(), todo[9:]), initial=first))

@@ -32,8 +32,8 @@ Found = tuple[Any, ...]
 
 SCHEMA, SLOTS, END = 1, 64, 2**62
 OVERHEAD = 48  # bytes a row costs beside its head and body, index entry included
-CHUNK = 100  # rows an INSERT; one such statement is ~25 % faster than executemany
-FLOOD = 20_000  # more new rows than this are not looked through one by one: everybody is woken
+# rows an INSERT: ~25 % faster than executemany; more new rows than this are not looked through: everybody is woken
+CHUNK, FLOOD = 100, 20_000
 
 _encode = msgspec.msgpack.Encoder().encode
 decode_head = msgspec.msgpack.Decoder().decode
