@@ -142,26 +142,26 @@ class App(Router):
         """``run`` on a loop that already exists; ``ready`` is called once everything is subscribed."""
         if not self.registrations:
             raise NothingToRun(f"{self.name!r} has no handlers", mend="decorate a function with @app.on(...)")
-        loop = asyncio.get_running_loop()
-        async with self:
-            assert self._stopping is not None
-            signals = (signal.SIGTERM, signal.SIGINT)
-            with suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread, or not Unix
-                for number in signals:
-                    loop.add_signal_handler(number, self.stop)
-            stopped = loop.create_task(self._stopping.wait())
-            ready()
-            try:
-                ended, _ = await asyncio.wait(
-                    {stopped, *self._running, *self._tickers}, return_when=asyncio.FIRST_COMPLETED
-                )
-            finally:
-                stopped.cancel()
-                with suppress(NotImplementedError, RuntimeError, ValueError):
+        loop, signals = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
+        try:
+            async with self:
+                assert self._stopping is not None
+                with suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread, or not Unix
                     for number in signals:
-                        loop.remove_signal_handler(number)
-            for task in ended - {stopped}:
-                task.result()
+                        loop.add_signal_handler(number, self.stop)
+                stopped = loop.create_task(self._stopping.wait())
+                ready()
+                running = {stopped, *self._running, *self._tickers}
+                try:
+                    ended, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    stopped.cancel()
+                for task in ended - {stopped}:
+                    task.result()
+        finally:  # after the drain, which a second signal does not cut short
+            with suppress(NotImplementedError, RuntimeError, ValueError):
+                for number in signals:
+                    loop.remove_signal_handler(number)
 
     def stop(self) -> None:
         """Begin to drain; may be called in a handler."""

@@ -7,14 +7,13 @@ import logging
 import os
 import signal
 import sys
-from contextlib import suppress
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from tidings import App
 from tidings.assembly import group_of
-from tidings.kernel.errors import NotOpen, TidingsError
+from tidings.kernel.errors import TidingsError
 from tidings.kernel.settling import Stats
 from tidings.router import Registration
 from tidings.schedule import Cron, Interval
@@ -61,16 +60,15 @@ def run(
 
 async def _serve(app: App, source: Source, json: bool) -> None:
     stats: dict[str, Stats] = {}
-    telling = asyncio.create_task(_tell_when_ready(app, source, json, stats))
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):  # serve() does it too, but only once it has said what it listens to
         loop.add_signal_handler(number, app.stop)
-    try:
-        await app.serve()
-    finally:
-        telling.cancel()
-        with suppress(asyncio.CancelledError):
-            await telling
+
+    def ready() -> None:
+        stats.update(app.stats())
+        _tell(app, source, json)
+
+    await app.serve(ready)
     totals = {
         name: value for name in Stats.__struct_fields__ if (value := sum(getattr(s, name) for s in stats.values()))
     }
@@ -81,12 +79,8 @@ async def _serve(app: App, source: Source, json: bool) -> None:
         show.say(f"{app.name} stopped: {told}")
 
 
-async def _tell_when_ready(app: App, source: Source, json: bool, stats: dict[str, Stats]) -> None:
-    """Print what is listening once it is: from then on nothing that is published is missed."""
-    wanted = {group_of(r, app.name) for r in app.registrations if not r.each}
-    while not (_is_open(app) and wanted <= app.stats().keys()):  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
-    stats |= app.stats()
+def _tell(app: App, source: Source, json: bool) -> None:
+    """Print what is listening: from now on nothing that is published is missed."""
     buses = {name: str(_source(app, name, source)) for name in app.urls}
     rows = [_described(app, registration) for registration in app.registrations]
     if json:
@@ -99,13 +93,6 @@ async def _tell_when_ready(app: App, source: Source, json: bool, stats: dict[str
     show.table(
         ("group", "listens to", "handler"), [[r["group"] or r["kind"], r["pattern"], r["handler"]] for r in rows]
     )
-
-
-def _is_open(app: App) -> bool:
-    try:
-        return bool(app.bus())
-    except NotOpen:
-        return False
 
 
 def _source(app: App, name: str, default: Source) -> Source:

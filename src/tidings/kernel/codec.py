@@ -39,10 +39,10 @@ def encode(data: Any) -> tuple[bytes, str]:
     try:
         return _writer(data.__class__)(data)
     except UnicodeEncodeError as error:
-        mend = "text.encode(errors='replace').decode()"
-        raise PayloadRefused("the payload has a lone surrogate", why=str(error), mend=mend) from None
+        raise PayloadRefused("the payload has a lone surrogate", why=str(error), mend="replace or escape it") from None
     except (TypeError, ValueError, RecursionError) as error:
-        raise PayloadRefused(f"this {type(data).__name__} cannot be published", why=str(error)) from None
+        mend = "publish Structs, dataclasses, TypedDicts, pydantic models or JSON values, and None for a NaN"
+        raise PayloadRefused(f"this {type(data).__name__} cannot be published", why=str(error), mend=mend) from None
 
 
 @lru_cache(1024)

@@ -22,7 +22,7 @@ from typing import ClassVar
 Duration = str | float | timedelta
 """``"250ms"``, ``"5s"``, ``"1h30m"``, ``"2d"``, a number of seconds, or a ``timedelta``."""
 
-PACKAGE = str(Path(__file__).parents[1]) + os.sep
+PACKAGE, LIBRARY = str(Path(__file__).parents[1]) + os.sep, str(Path(os.__file__).parent) + os.sep
 
 
 class TidingsError(Exception):
@@ -232,11 +232,11 @@ def text_of(error: BaseException) -> str:
 
 
 def caller() -> str:
-    """``file:line`` of the nearest frame outside this package, or ``""``."""
+    """``file:line`` of the nearest frame outside this package and the standard library, or ``""``."""
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if not name.startswith((PACKAGE, "<")):
+        if not name.startswith((PACKAGE, LIBRARY, "<")) or "site-packages" in name.removeprefix(PACKAGE):
             return f"{name}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return ""
