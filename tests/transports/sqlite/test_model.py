@@ -19,7 +19,7 @@ from tidings.kernel.message import Message
 from tidings.kernel.transport import Delivery, Release, Retry, Settlement
 from tidings.transports.sqlite.claims import Claims
 from tidings.transports.sqlite.groups import Held
-from tidings.transports.sqlite.log import decode_head, freeze
+from tidings.transports.sqlite.log import freeze
 
 MESSAGES, ATTEMPTS, KEYS = 60, 3, 5
 SEEDS = int(os.environ.get("TIDINGS_SEEDS", "40"))
@@ -140,11 +140,9 @@ class Schedule:
     def claim(self, steps: Claims, hand: list[Delivery]) -> None:
         taken = self.bench.do(steps, steps.claim, self.group, 4)
         hand[:] = [d for d in hand if d.session.alive or self.kind is NoFence]
-        rows = [(held, row) for held, row in taken.takes] + [(taken.claim, row) for row in taken.rows]
-        for held, row in rows:
-            key = None if row[2] is None else decode_head(row[3])[1]
-            message = Message("orders.x", body=row[4], key=key)
-            hand.append(Delivery(message, held, row[0], held.failures, held.crashes, held.suspect))
+        fresh = zip(taken.found.numbers, taken.found.messages, strict=True)
+        for held, seq, message in [*taken.takes, *((taken.claim, *pair) for pair in fresh)]:
+            hand.append(Delivery(message, held, seq, held.failures, held.crashes, held.suspect))
 
     def handle(self, steps: Claims, hand: list[Delivery]) -> str:
         heads: dict[Any, Delivery] = {}

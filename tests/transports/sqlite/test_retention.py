@@ -29,8 +29,9 @@ class Story(Bench):
 
     def claim(self, id: int, limit: int = 100) -> list[Delivery]:
         taken = self.do(self.me, self.me.claim, id, limit)
-        rows = [(held, row) for held, row in taken.takes] + [(taken.claim, row) for row in taken.rows]
-        return [Delivery(Message("x", body=row[4]), held, row[0], held.failures) for held, row in rows]
+        fresh = zip(taken.found.numbers, taken.found.messages, strict=True)
+        rows = [*taken.takes, *((taken.claim, *pair) for pair in fresh)]
+        return [Delivery(message, held, seq, held.failures) for held, seq, message in rows]
 
     def settle(self, *settlements: Settlement) -> None:
         assert self.do(self.me, self.me.settle, settlements, {}) == []
@@ -185,13 +186,13 @@ def test_two_members_one_group(story: Story) -> None:
     story.publish(6)
     mine = story.claim(id, 2)
     theirs = story.do(other, other.claim, id, 10)
-    assert [row[0] for row in theirs.rows] == [3, 4, 5, 6]
+    assert list(theirs.found.numbers) == [3, 4, 5, 6]
     story.now += 31
     story.do(other, other.beat, story.now)
     other.gone = lambda mono: [story.me.member]  # type: ignore[method-assign]
     story.do(other, other.expire)
     again = story.do(other, other.claim, id, 10)
-    assert [(held.suspect, row[0]) for held, row in again.takes] == [(True, 1)]
+    assert [(held.suspect, seq) for held, seq, _ in again.takes] == [(True, 1)]
     failures = story.do(story.me, story.me.settle, [Settlement(mine[0])], {})
     assert [f.kind for f in failures] == ["fenced"]
     assert not mine[0].session.alive

@@ -25,6 +25,7 @@ from msgspec import Struct
 from tidings.kernel import errors
 from tidings.kernel.errors import Duration, InvalidOption, InvalidURL, nearest
 from tidings.kernel.message import seconds
+from tidings.transports._points import passed
 
 from .log import SCHEMA, Log, sql
 
@@ -201,6 +202,7 @@ def _check_schema(con: apsw.Connection, path: Path) -> None:
             con.execute(sql("schema"))
             con.execute(f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {SCHEMA}")
             Log(con, 0, 0, 0).roll()
+        passed("schema")
         con.execute("COMMIT")
     if (mode := con.execute("PRAGMA journal_mode").get) != "wal":
         raise errors.BusCorrupt(
@@ -210,14 +212,15 @@ def _check_schema(con: apsw.Connection, path: Path) -> None:
 
 def _is_bus(con: apsw.Connection, path: Path) -> bool:
     """False for a new, empty file. Nothing is written into a file that is not ours."""
-    schema, owner = con.execute("PRAGMA user_version").get, con.execute("PRAGMA application_id").get
+    about = "user_version, application_id, (SELECT count(*) FROM sqlite_schema)"  # one look: others may be making it
+    schema, owner, tables = con.execute(f"SELECT {about} FROM pragma_user_version, pragma_application_id").get
     if schema > SCHEMA and owner == APPLICATION:
         raise errors.BusTooNew(
             f"{path} was written by a newer Tidings",
             why=f"its schema is {schema}, this version knows up to {SCHEMA}",
             mend="pip install --upgrade tidings",
         )
-    if owner != APPLICATION and con.execute("SELECT count(*) FROM sqlite_schema").get:
+    if owner != APPLICATION and tables:
         raise errors.BusCorrupt(f"{path} is no bus", why="it is another program's database", mend="name another file")
     return bool(owner == APPLICATION)
 

@@ -16,29 +16,33 @@ import apsw
 from msgspec import Struct
 
 from tidings.kernel.errors import BusError, NoAnswerer
+from tidings.kernel.message import Message
 from tidings.kernel.topics import matches
 from tidings.kernel.transport import Ack, Event, Failure, Release, Settlement
 from tidings.transports._numbers import bits, pack
+from tidings.transports._points import passed
 
 from .groups import Group, Groups, Held
-from .log import END, SLOTS, Found, Log, Row, decode_head, sql
+from .log import END, SLOTS, Found, Log, Row, sql
 
 ABANDONED = 7 * 86400.0  # a group without members for so long no longer holds retention back
 PERSIST = 1000  # a position that only skipped other groups' messages is written after so many
 RECHECK = 0.05  # how often claims look for dead members
 
+WAITING = """SELECT
+    (SELECT min(due) FROM parked WHERE grp = :grp AND suspect = 0 AND member IS NULL),
+    (SELECT min(due) FROM parked WHERE grp = :grp AND suspect = 1 AND member IS NULL)"""
+
 Outgoing = tuple[list[Row], int, list[str]]
 """Rows, their size, and the destinations of those that want a reply."""
-
-Counts = tuple[int, int, int]
 
 
 class Taken(Struct):
     """What a claim brought. ``more``: there may be more at once; ``due``: when something parked is next due."""
 
-    takes: list[tuple[Held, Found]]
+    takes: list[tuple[Held, int, Message[Any]]]
     claim: Held | None
-    rows: list[Found]
+    found: Found
     more: bool
     due: float | None
 
@@ -55,26 +59,33 @@ class Claims(Groups):
         if self.mono - self.checked > RECHECK:
             self.expire()
         self.log.flush()
-        group = self.group(id)
+        group, now = self.group(id), self.log.now
         slots = self._balance(id) if group.ordered else None
-        takes = self._take(group, limit, slots, owner)
-        rows, more = list[Found](), True
+        waits = [due for due in self.value(WAITING, {"grp": id}) if due is not None]
+        parked = any(due <= now for due in waits)
+        takes = self._take(group, limit, slots, owner) if parked else []
+        passed("claim.taken")
+        found, more = Found(), True
         if room := limit - len(takes):
-            rows, more = self._fresh(group, room) if slots is None else self._fresh_ordered(group, room, slots)
-        due = "SELECT min(due) FROM parked WHERE grp = ? AND member IS NULL AND due > ?"
-        claim = self._claimed(group, rows, owner) if rows else None
-        return Taken(takes, claim, rows, more, self.value(due, (id, self.log.now)))
+            found, more = self._fresh(group, room) if slots is None else self._fresh_ordered(group, room, slots)
+        claim = self._claimed(group, found, owner) if found.numbers else None
+        later = "SELECT min(due) FROM parked WHERE grp = ? AND member IS NULL AND due > ?"
+        return Taken(takes, claim, found, more, self.value(later, (id, now)) if parked else min(waits, default=None))
 
-    def _claimed(self, group: Group, rows: list[Found], owner: object) -> Held:
-        numbers = [row[0] for row in rows]
-        query = "INSERT INTO claim(grp, member, todo) VALUES (?, ?, ?) RETURNING id"
-        id = self.value(query, (group.id, self.member, pack(sorted(numbers))))
+    def _claimed(self, group: Group, found: Found, owner: object) -> Held:
+        numbers = found.numbers
+        self.run(
+            "INSERT INTO claim(grp, member, todo) VALUES (?, ?, ?)", (group.id, self.member, pack(sorted(numbers)))
+        )
+        id = self.con.last_insert_rowid()
         claim = self.claims[id] = Held(group.id, set(numbers), self.mono, owner, id)
         if group.ordered:
-            claim.keys = {row[0]: decode_head(row[3])[1] for row in rows if row[2] is not None}
+            claim.keys = {n: m.key for n, m in zip(numbers, found.messages, strict=True) if m.key is not None}
         return claim
 
-    def _take(self, group: Group, limit: int, slots: dict[int, int] | None, owner: object) -> list[tuple[Held, Found]]:
+    def _take(
+        self, group: Group, limit: int, slots: dict[int, int] | None, owner: object
+    ) -> list[tuple[Held, int, Message[Any]]]:
         """Parked messages; suspects one at a time: one that kills its process again takes no innocents with it."""
         solo = any(held.suspect for held in self.takes.values())
         waiting = "SELECT 1 FROM parked WHERE grp = ? AND suspect = 1 AND member IS NULL AND due <= ? LIMIT 1"
@@ -91,23 +102,23 @@ class Claims(Groups):
         for seq, take, failures, crashes, suspect in sorted(rows):
             held = self.takes[group.id, seq] = Held(group.id, {seq}, self.mono, owner)
             held.take, held.failures, held.crashes, held.suspect = take, failures, crashes, bool(suspect)
-            takes.append((held, found[seq]))
+            takes.append((held, seq, found[seq]))
         return takes
 
-    def _fresh(self, group: Group, limit: int) -> tuple[list[Found], bool]:
+    def _fresh(self, group: Group, limit: int) -> tuple[Found, bool]:
         cursors: dict[int, int] = dict(self.rows("SELECT priority, seq FROM cursor WHERE grp = ?", (group.id,)))
-        found, more = list[Found](), False
+        found, more = Found(), False
         for priority in sorted(group.interests, reverse=True):
-            if len(found) == limit:
+            if (room := limit - len(found.numbers)) == 0:
                 return found, True
             cursor = cursors[priority]
             position = max(cursor, group.scanned.get(priority, 0))
-            rows, position = self.stretch(group, priority, position, limit - len(found))
-            if rows or position - cursor >= PERSIST:
+            some, position = self.stretch(group, priority, position, room)
+            if some.numbers or position - cursor >= PERSIST:
                 query = "UPDATE cursor SET seq = ? WHERE grp = ? AND priority = ?"
                 self.run(query, (position, group.id, priority))
             group.scanned[priority] = cursors[priority] = position
-            found += rows
+            found.add(some)
             more |= position < self.log.seq
         self._forget_ended(group, min((cursors[p] for p in group.interests), default=END))
         return found, more
@@ -151,21 +162,22 @@ class Claims(Groups):
             slot for (slot,) in taken
         }
 
-    def _fresh_ordered(self, group: Group, limit: int, slots: dict[int, int]) -> tuple[list[Found], bool]:
+    def _fresh_ordered(self, group: Group, limit: int, slots: dict[int, int]) -> tuple[Found, bool]:
         """Fresh messages of my slots; one whose key has a parked message is parked behind it."""
         if not slots or not group.interests:
-            return [], False
-        rows, position = self.stretch(group, 0, min(slots.values()), limit, slots)
+            return Found(), False
+        found, position = self.stretch(group, 0, min(slots.values()), limit, slots)
         query = "UPDATE slot SET seq = ? WHERE grp = ? AND member = ? AND seq < ?"
         self.run(query, (position, group.id, self.member, position))
         self._forget_ended(group, self.value("SELECT min(seq) FROM slot WHERE grp = ?", (group.id,)))
-        keys = {row[0]: decode_head(row[3])[1] for row in rows if row[2] is not None}
+        keys = list({message.key for message in found.messages if message.key is not None})
         query = "SELECT value FROM json_each(?) WHERE EXISTS (SELECT 1 FROM parked WHERE grp = ? AND key = value)"
-        held = {key for (key,) in self.rows(query, (json.dumps(list(set(keys.values()))), group.id))}
-        behind = {seq for seq, key in keys.items() if key in held}
-        if behind:
-            self.park(group.id, sorted(behind), self.log.now)
-        return [row for row in rows if row[0] not in behind], position < self.log.seq
+        held = {key for (key,) in self.rows(query, (json.dumps(keys), group.id))}
+        if held:
+            behind = found.only(lambda seq, message: message.key in held)
+            self.park(group.id, behind.numbers, self.log.now)
+            found = found.only(lambda seq, message: message.key not in held)
+        return found, position < self.log.seq
 
     # -- settling ------------------------------------------------------------------------------------------------
 
@@ -245,6 +257,7 @@ class Claims(Groups):
             return Failure(0, "rejected", error)
         if not isinstance(held, Held) or not self._strike(held, [seq]):
             return Failure(0, "fenced", fenced())
+        passed("settle.struck")
         if isinstance(action, Release):
             self._park_again(held, seq, action.delay, held.failures, "")
         elif not isinstance(action, Ack):
@@ -306,6 +319,7 @@ class Claims(Groups):
         for held in [*self.claims.values(), *self.takes.values()]:
             if held.owner is owner:
                 self._give_back(held, held.todo, suspect=0)
+        passed("close.given")
         if last:
             self.leave(id)
 
@@ -345,7 +359,7 @@ class Claims(Groups):
         for priority, position in positions.items():
             while priority in group.interests and position < last:
                 found, position = self.stretch(group, priority, position, 1, slots)
-                if found and found[0][0] <= last:
+                if found.numbers and found.numbers[0] <= last:
                     return True
         self.run(f"UPDATE {table} SET seq = ? WHERE grp = ? AND seq < ?", (last, group.id, last))
         return False

@@ -9,18 +9,34 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
+from typing import Any, NoReturn
 
 import apsw
 
 from tidings.kernel.errors import BusError, NotFound, nearest
+from tidings.kernel.message import Message
 from tidings.kernel.topics import DEAD, GROUP, matches
 from tidings.kernel.transport import Delivery, Event, GroupInfo, Session, Subscription, TopicInfo
 from tidings.transports._numbers import bits, unpack
+from tidings.transports._points import passed
 
 from . import identity, started_at
-from .log import END, SLOTS, Found, Interest, Log, Steps, decode_head, sql
+from .log import END, SLOTS, Found, Interest, Log, Steps, slot_of, sql
 
 STRETCHES = 64  # scans in one claim, so that no claim holds the file for long
+
+
+def _dropped() -> NoReturn:
+    raise NotFound(
+        "a group was dropped while its consumer was silent",
+        why="a process that was stopped or blocked for longer than its lease is no member any more",
+        mend="start the app again: it registers the group, from new messages on",
+    )
+
+
+def _slot(seq: int, message: Message[Any]) -> int:
+    slot = slot_of(message.key)
+    return seq & (SLOTS - 1) if slot is None else slot
 
 
 class Held(Session):
@@ -48,7 +64,7 @@ class Group:
         self.id, self.ordered, self.generation, self.patterns = id, bool(ordered), generation, patterns
         self.interests: dict[int, Interest] = {}
         self.scanned: dict[int, int] = {}  # nothing of ours up to here, though the file does not say so yet
-        self.known = 0
+        self.known, self.audience = 0, -1
         self.ended = max((last for _, _, last in patterns if last < END), default=-1)
         self.mixed = max([self.ended, *(first - 1 for _, first, _ in patterns)])  # up to here patterns differ by number
 
@@ -65,13 +81,9 @@ class Group:
             self.interests.setdefault(priority, Interest()).add(channels, dead)
         self.known = log.known
 
-    def wanted(self, rows: list[Found], log: Log) -> list[Found]:
-        """Those of ``rows`` that a pattern matches at their number."""
-        return [
-            row
-            for row in rows
-            if any(first <= row[0] <= last and matches(p, log.topics[row[1]][0]) for p, first, last in self.patterns)
-        ]
+    def wanted(self, seq: int, topic: str) -> bool:
+        """Whether a pattern matches the topic at this number."""
+        return any(first <= seq <= last and matches(pattern, topic) for pattern, first, last in self.patterns)
 
 
 class Groups(Steps):
@@ -150,6 +162,7 @@ class Groups(Steps):
                 numbers = unpack(todo)
                 self.park(group, numbers, self.log.now, suspect=1)
                 count += len(numbers)
+                passed("member.expire")
             count += self.value("SELECT count(*) FROM parked WHERE member = ?", (member,))
             self.woken |= {group for (group,) in self.rows("SELECT grp FROM part WHERE member = ?", (member,))}
             self.run(sql("expire"), {"member": member})
@@ -163,8 +176,8 @@ class Groups(Steps):
         numbers = list(numbers)
         keys: dict[int, tuple[str | None, int | None]] = {}
         if self.group(group).ordered:
-            for seq, (_, _, slot, head, *_) in self.log.fetch(numbers).items():
-                keys[seq] = decode_head(head)[1], seq & (SLOTS - 1) if slot is None else slot
+            for seq, message in self.log.fetch(numbers).items():
+                keys[seq] = message.key, _slot(seq, message)
         self.con.executemany(
             "INSERT INTO parked(grp, seq, key, slot, due, failures, suspect, why) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT DO NOTHING",
@@ -183,6 +196,7 @@ class Groups(Steps):
         id: int = row[0][0] if row else self._create(name, subscription)
         if row and row[0][1] != ordered:
             self._reorder(id, ordered)
+        passed("group.register")
         self._repattern(id, subscription.pattern)
         query = "UPDATE grp SET app = ?, ordered = ?, seen = ? WHERE id = ?"
         self.run(query, (subscription.app, ordered, self.log.now, id))
@@ -239,33 +253,36 @@ class Groups(Steps):
         """What the group reads has changed."""
         self.run("UPDATE grp SET generation = generation + 1 WHERE id = ?", (id,))
         self.run("UPDATE meta SET groups = groups + 1")
+        self.groups.pop(id, None)
 
     def group(self, id: int) -> Group:
         """A group as it is now."""
-        ordered, generation = self.value("SELECT ordered, generation FROM grp WHERE id = ?", (id,))
         group = self.groups.get(id)
-        if group is None or group.generation != generation:
-            rows = self.rows("SELECT pattern, first, coalesce(last, ?) FROM pattern WHERE grp = ?", (END, id))
-            group = self.groups[id] = Group(id, ordered, generation, rows)
+        if group is None or group.audience != self.log.audience:
+            ordered, generation = self.value("SELECT ordered, generation FROM grp WHERE id = ?", (id,)) or _dropped()
+            if group is None or group.generation != generation:
+                rows = self.rows("SELECT pattern, first, coalesce(last, ?) FROM pattern WHERE grp = ?", (END, id))
+                group = self.groups[id] = Group(id, ordered, generation, rows)
+            group.audience = self.log.audience
         group.learn(self.log)
         return group
 
     def stretch(
         self, group: Group, priority: int, position: int, limit: int, slots: dict[int, int] | None = None
-    ) -> tuple[list[Found], int]:
+    ) -> tuple[Found, int]:
         """Messages of one priority beyond ``position``; in ordered groups beyond the positions of ``slots``."""
         mask = None if slots is None else bits(slots)
-        found: list[Found] = []
+        found = Found()
         for _ in range(STRETCHES):
-            if len(found) >= limit or position >= self.log.seq:
+            if len(found.numbers) >= limit or position >= self.log.seq:
                 break
             before = position
-            rows, position = self.log.scan(group.interests[priority], before, limit - len(found), mask)
+            some, position = self.log.scan(group.interests[priority], before, limit - len(found.numbers), mask)
             if group.ended >= 0 or before < group.mixed:
-                rows = group.wanted(rows, self.log)
+                some = some.only(lambda seq, message: group.wanted(seq, message.destination))
             if slots is not None:
-                rows = [row for row in rows if row[0] > slots[row[0] & 63 if row[2] is None else row[2]]]
-            found += rows
+                some = some.only(lambda seq, message: seq > slots[_slot(seq, message)])
+            found.add(some)
         return found, position
 
     def leave(self, id: int) -> None:
@@ -313,7 +330,11 @@ class Groups(Steps):
         retained = max(first, self.log.segments[0].first)  # of what is older, the parked row is all there is
         rows = self.rows("SELECT seq FROM parked WHERE grp = ? AND seq >= ?", (id, retained))
         read = {channel for interest in self.group(id).interests.values() for channel in interest.ids}
-        again = [seq for seq, row in self.log.fetch([seq for (seq,) in rows]).items() if row[1] in read]
+        again = [
+            seq
+            for seq, message in self.log.fetch([seq for (seq,) in rows]).items()
+            if self.log.channels[message.destination, message.priority] in read
+        ]
         self.con.executemany("DELETE FROM parked WHERE grp = ? AND seq = ?", [(id, seq) for seq in again])
         self.run("UPDATE parked SET failures = 0, due = ? WHERE grp = ? AND seq >= ?", (self.log.now, id, retained))
 
@@ -321,13 +342,13 @@ class Groups(Steps):
         newer = "ON CONFLICT DO UPDATE SET due = excluded.due WHERE excluded.due > tick.due"
         return self.run(f"INSERT INTO tick VALUES (?, ?) {newer}", (name, due)) == 1
 
-    def read(self, pattern: str, after: int, limit: int) -> list[Found]:
+    def read(self, pattern: str, after: int, limit: int) -> Found:
         """Retained messages of a pattern beyond ``after``, dead letters too."""
-        interest, found = Interest(), list[Found]()
+        interest, found = Interest(), Found()
         interest.add(self.log.matching(pattern), True)
-        while len(found) < limit and after < self.log.seq:
-            rows, after = self.log.scan(interest, after, limit - len(found))
-            found += rows
+        while len(found.numbers) < limit and after < self.log.seq:
+            some, after = self.log.scan(interest, after, limit - len(found.numbers))
+            found.add(some)
         return found
 
     def describe(self, pattern: str) -> list[GroupInfo]:
@@ -341,7 +362,7 @@ class Groups(Steps):
         todo = [seq for (blob,) in claims for seq in unpack(blob)]
         lag, firsts = self._lag(group)
         unsettled = min([*todo, *firsts, *([first] if first else [])], default=0)
-        oldest = next((row[5] for row in self.log.fetch([unsettled]).values()), None)
+        oldest = self.log.stored_at(unsettled)
         now = (p for p, _, last in group.patterns if last == END and not p.startswith(GROUP))
         return GroupInfo(name, app, next(now, ""), lag, len(todo) + held, parked, dead, oldest, members)
 

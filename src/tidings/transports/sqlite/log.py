@@ -16,27 +16,24 @@ from typing import Any, cast
 from zlib import crc32
 
 import apsw
-import msgspec
-from msgspec import UNSET, Struct
+from msgspec import Struct
 
 from tidings.kernel.errors import BusFull
 from tidings.kernel.message import Message
 from tidings.kernel.topics import DEAD, REPLY, is_pattern
 from tidings.transports._matcher import Matcher
+from tidings.transports._points import passed
+from tidings.transports._records import messages, record
 
-Row = tuple[tuple[str, int], float | None, int | None, bytes, bytes]
-"""((destination, priority), due, slot, head, body): a message on its way into the log; ``due`` None: at once."""
+Row = tuple[tuple[str, int], float | None, int | None, bytes]
+"""((destination, priority), due, slot, record): a message on its way into the log; ``due`` None: at once."""
 
-Found = tuple[Any, ...]
-"""(seq, channel, slot, head, body): a message in the log. ``slot`` None: it has no key."""
-
-SCHEMA, SLOTS, END = 1, 64, 2**62
-OVERHEAD = 48  # bytes a row costs beside its head and body, index entry included
-# rows an INSERT: ~25 % faster than executemany; more new rows than this are not looked through: everybody is woken
-CHUNK, FLOOD = 100, 20_000
-
-_encode = msgspec.msgpack.Encoder().encode
-decode_head = msgspec.msgpack.Decoder().decode
+SCHEMA, SLOTS, END = 2, 64, 2**62
+OVERHEAD = 48  # bytes a row costs beside its record, index entry included
+MOST_BYTES, FEW = 32 * 2**20, 50  # read at once, as far as the average size tells; so many of the largest are < 1 GB
+# The GIL is let go at every step of a statement, and a busy thread then keeps it for a while: few large statements.
+# More new rows than FLOOD are not looked through: everybody is woken.
+CHUNK, FLOOD = 256, 20_000
 
 
 @lru_cache(None)
@@ -47,14 +44,19 @@ def sql(name: str) -> str:
 
 @lru_cache(256)
 def _insert(table: str, rows: int) -> str:
-    return f"INSERT INTO {table} VALUES " + ",".join(["(?,?,?,?,?,?)"] * rows)
+    return f"INSERT INTO {table} VALUES " + ",".join(["(?,?,?,?,?)"] * rows)
 
 
 @lru_cache(1024)
 def _scan(table: str, by: str, single: bool, slots: bool) -> str:
     channels = "channel = ?" if single else "channel IN (SELECT value FROM json_each(?))"
     mask = "AND ((? >> coalesce(slot, seq & 63)) & 1)" if slots else ""
-    return sql("scan").format(table=table, by=by, channels=channels, slots=mask)
+    return sql("scan").format(table=table, by=by, where=f"{channels} AND seq > ? AND seq <= ? {mask}")
+
+
+@lru_cache(1024)
+def _pick(table: str) -> str:
+    return sql("scan").format(table=table, by="", where="seq IN (SELECT value FROM json_each(?))")
 
 
 @lru_cache(1024)
@@ -64,35 +66,37 @@ def _regex(pattern: str) -> re.Pattern[str]:
     return re.compile(("(?!_)" if pattern[0] in "*>" else "") + r"\.".join(parts))
 
 
-def freeze(messages: Iterable[Any], now: float) -> tuple[list[Row], int]:
-    """Messages as rows, and their size. A head holds what is not default: six attributes nearly always."""
+def slot_of(key: str | None) -> int | None:
+    """Which slot of an ordered group a key belongs to; without a key its number decides."""
+    return None if key is None else crc32(key.encode()) & 63
+
+
+def freeze(sealed: Iterable[Message[Any]], now: float) -> tuple[list[Row], int]:
+    """Messages as rows, and their size."""
     rows, size = list[Row](), 0
-    for m in messages:
-        due, key, body = m.deliver_at, m.key, m.body
-        if (
-            m.headers is due is m.expires_at is m.reply_to is m.correlation_id is m.causation_id is m.address is None
-            and m.priority == 0
-        ):
-            head = _encode((m.id, key, m.time, m.type, m.source, m.content_type))
-        else:
-            rest = (m.headers, m.priority, due, m.expires_at, m.reply_to, m.correlation_id, m.causation_id)
-            was = m.topic if m.address else None
-            head = _encode((m.id, key, m.time, m.type, m.source, m.content_type, *rest, was))
-            due = due if due is not None and due > now else None
+    for m in sealed:
+        due, key, stored = m.deliver_at, m.key, record(m)
+        if due is not None and due <= now:
+            due = None
         slot = None if key is None else crc32(key.encode()) & 63
-        rows.append(((m.address or m.topic, m.priority), due, slot, head, body))
-        size += len(head) + len(body)
+        rows.append(((m.address or m.topic, m.priority), due, slot, stored))
+        size += len(stored)
     return rows, size + OVERHEAD * len(rows)
 
 
-def thaw(destination: str, head: list[Any], body: bytes) -> Message[Any]:
-    """The message of a decoded head; one that was addressed keeps its topic as the head's last."""
-    if len(head) > 6:
-        head[6] = tuple(map(tuple, head[6])) if head[6] is not None else None
-        if topic := head[13]:
-            head[13] = destination
-            return Message(topic, UNSET, body, *head)
-    return Message(destination, UNSET, body, *head)
+class Found(Struct):
+    """Messages in the log, and their numbers."""
+
+    numbers: Sequence[int] = ()
+    messages: list[Message[Any]] = []  # msgspec copies it
+
+    def add(self, other: Found) -> None:
+        self.numbers = [*self.numbers, *other.numbers] if self.numbers else other.numbers
+        self.messages = [*self.messages, *other.messages] if self.messages else other.messages
+
+    def only(self, wanted: Callable[[int, Message[Any]], bool]) -> Found:
+        kept = [pair for pair in zip(self.numbers, self.messages, strict=True) if wanted(*pair)]
+        return Found([number for number, _ in kept], [message for _, message in kept])
 
 
 class Steps:
@@ -238,18 +242,18 @@ class Log(Steps):
         self._roll_if_full()
         channels, now, seq = self.channels, self.now, self.seq
         values, new = list[Any](), set[int]()
-        for where, due, slot, head, body in pending:
+        for where, due, slot, stored in pending:
             channel = channels.get(where) or self._channel(where)
             if due is not None and due > now:
-                self._delay(due, channel, slot, head, body)
+                self._delay(due, channel, slot, stored)
                 continue
             seq += 1
             new.add(channel)
             if where[0][0] == "_" and where[0].startswith(DEAD):
-                self.run(_insert("dead", 1), (seq, channel, slot, now, head, body))
-                self.bytes -= len(head) + len(body) + OVERHEAD
+                self.run(_insert("dead", 1), (seq, channel, slot, now, stored))
+                self.bytes -= len(stored) + OVERHEAD
             else:
-                values += (seq, channel, slot, now, head, body)
+                values += (seq, channel, slot, now, stored)
         self._insert(f"log_{self.segments[-1].n}", values)
         self.seq = seq
         self.run("UPDATE meta SET seq = ?, bytes = ?", (seq, self.bytes))
@@ -268,24 +272,25 @@ class Log(Steps):
             self.unrouted += [where[0] for where, *_ in rows if where[0] in deaf]
 
     def _insert(self, table: str, values: list[Any]) -> None:
-        width, at = CHUNK * 6, 0
-        while at + width <= len(values):
-            self.con.execute(_insert(table, CHUNK), values[at : at + width])
-            at += width
-        if at < len(values):
-            self.con.executemany(_insert(table, 1), (values[i : i + 6] for i in range(at, len(values), 6)))
+        at, rows = 0, CHUNK
+        while at < len(values):
+            while len(values) - at < rows * 5:
+                rows //= 2
+            self.con.execute(_insert(table, rows), values[at : at + rows * 5])
+            at += rows * 5
 
     def _delay(self, due: float, *row: Any) -> None:
         n = self.value("SELECT coalesce(max(n), 0) + 1 FROM delayed WHERE due = ?", (due,))
-        self.run("INSERT INTO delayed VALUES (?, ?, ?, ?, ?, ?)", (due, n, *row))
+        self.run("INSERT INTO delayed VALUES (?, ?, ?, ?, ?)", (due, n, *row))
         self.delayed_until = min(due, self.delayed_until or due)
 
     def move_due(self, limit: int = 1000) -> bool:
         """Delayed messages that are due enter the log; True: perhaps there are more."""
-        query = "SELECT due, n, channel, slot, head, body FROM delayed WHERE due <= ? ORDER BY due, n LIMIT ?"
+        query = "SELECT due, n, channel, slot, record FROM delayed WHERE due <= ? ORDER BY due, n LIMIT ?"
         due = self.rows(query, (self.now, limit))
         if due:
             self.con.executemany("DELETE FROM delayed WHERE due = ? AND n = ?", [row[:2] for row in due])
+            passed("delayed.move")
             self.append([(self.topics[row[2]], None, *row[3:]) for row in due], 0, bounded=False)
             self.flush()
         return len(due) == limit
@@ -315,6 +320,7 @@ class Log(Steps):
             self.run(query, (current.last, current.bytes, current.n))
         query = "INSERT INTO segment(first, bytes, born) VALUES (?, 0, ?) RETURNING n"
         n: int = self.value(query, (self.seq + 1, self.now))
+        passed("segment.roll")
         self.run(sql("segment").format(n=n))
         self.segments.append(Segment(n, self.seq + 1, END, 0, self.now))
         self._changed()
@@ -325,6 +331,7 @@ class Log(Steps):
         query = f"INSERT OR IGNORE INTO kept SELECT * FROM log_{segment.n} WHERE seq IN ({parked})"
         self.run(query, (segment.first, segment.last))
         self.run("DELETE FROM kept WHERE seq NOT IN (SELECT seq FROM parked)")
+        passed("segment.drop")
         self.run(f"DROP TABLE log_{segment.n}; DELETE FROM segment WHERE n = {segment.n}")
         self.bytes -= segment.bytes
         self.segments.remove(segment)
@@ -340,25 +347,47 @@ class Log(Steps):
 
     # -- finding -------------------------------------------------------------------------------------------------
 
-    def scan(self, interest: Interest, after: int, limit: int, slots: int | None = None) -> tuple[list[Found], int]:
+    def scan(self, interest: Interest, after: int, limit: int, slots: int | None = None) -> tuple[Found, int]:
         """Up to ``limit`` messages beyond ``after`` in one stretch, and how far was looked. ``slots``: a bit mask."""
         segment = next((s for s in self.segments if s.last > after), None)
         if segment is None or not interest.ids:
-            return [], self.seq
+            return Found(), self.seq
         single = len(interest.ids) == 1
         start = max(after, segment.first - 1)
         width = (END if single else interest.window) if interest.sparse else max(4 * limit, 1024)
         end = min(segment.last, self.seq, start + width)
+        limit = min(limit, self._handful(segment))
         by = f"INDEXED BY log_{segment.n}_channel" if interest.sparse else "NOT INDEXED"
         mask = () if slots is None else (slots,)
         query = _scan(f"log_{segment.n}", by, single, slots is not None)
-        rows: list[Found] = self.rows(query, (interest.bound, start, end, *mask, limit))
+        found, limit = self._collect(query, (interest.bound, start, end, *mask), limit)
         if interest.dead:
             query = _scan("dead", "", single, slots is not None)
-            rows = sorted(rows + self.rows(query, (interest.bound, after, end, *mask, limit)))[:limit]
-        looked = rows[-1][0] if len(rows) == limit else end
-        self._learn(interest, len(rows), looked - start)
-        return rows, looked
+            found.add(self._collect(query, (interest.bound, after, end, *mask), min(limit, FEW))[0])
+            order = sorted(range(len(found.numbers)), key=found.numbers.__getitem__)[:limit]
+            found = Found([found.numbers[n] for n in order], [found.messages[n] for n in order])
+        looked = found.numbers[-1] if len(found.numbers) == limit else end
+        self._learn(interest, len(found.numbers), looked - start)
+        return found, looked
+
+    def _handful(self, segment: Segment) -> int:
+        """How many messages of a segment are about ``MOST_BYTES``."""
+        rows, size = min(segment.last, self.seq) - segment.first + 1, segment.bytes or self._filled()
+        return max(1, MOST_BYTES * rows // max(size, 1))
+
+    def _collect(self, query: str, bindings: Sequence[Any], limit: int) -> tuple[Found, int]:
+        """What is found, and the limit that was kept: SQLite's values end at 1 GB."""
+        while True:
+            try:
+                count, first, last, numbers, records = self.value(query, (*bindings, limit))
+            except apsw.TooBigError:
+                limit = FEW
+                continue
+            if not count:
+                return Found(), limit
+            dense = last - first + 1 == count
+            given = range(first, last + 1) if dense else list(map(int, numbers.split(",")))
+            return Found(given, messages(records, count)), limit
 
     @staticmethod
     def _learn(interest: Interest, hits: int, looked: int) -> None:
@@ -370,17 +399,21 @@ class Log(Steps):
         else:
             interest.window = max(4096, min(interest.window * (4 if hits * 16 < looked else 1), 2**24))
 
-    def fetch(self, numbers: Sequence[int]) -> dict[int, Found]:
-        """Messages by their numbers, wherever they are; ``at``, when they were stored, is their sixth column."""
+    def fetch(self, numbers: Sequence[int]) -> dict[int, Message[Any]]:
+        """Messages by their numbers, wherever they are."""
         wanted = sorted(numbers)
-        found: dict[int, Found] = {}
+        found: dict[int, Message[Any]] = {}
         near = [f"log_{s.n}" for s in self.segments if wanted and s.first <= wanted[-1] and s.last >= wanted[0]]
         for table in [*near, "kept", "dead"]:
-            if len(found) < len(wanted):
-                query = f"SELECT seq, channel, slot, head, body, at FROM {table}"
-                rows = self.rows(f"{query} WHERE seq IN (SELECT value FROM json_each(?))", (json.dumps(wanted),))
-                found.update((row[0], row) for row in rows)
+            for at in range(0, len(wanted) if len(found) < len(wanted) else 0, FEW):
+                some, _ = self._collect(_pick(table), (json.dumps(wanted[at : at + FEW]),), FEW)
+                found.update(zip(some.numbers, some.messages, strict=True))
         return found
+
+    def stored_at(self, seq: int) -> float | None:
+        """When a message was stored."""
+        found = (self.value(f"SELECT at FROM {table} WHERE seq = ?", (seq,)) for table in [*self.tables(), "kept"])
+        return next((at for at in found if at is not None), None)
 
     def position(self, at: float) -> int:
         """The number of the first retained message stored at or after ``at``."""

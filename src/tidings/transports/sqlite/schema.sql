@@ -3,13 +3,13 @@
 CREATE TABLE meta(seq INTEGER NOT NULL, segments INTEGER NOT NULL, groups INTEGER NOT NULL, bytes INTEGER NOT NULL);
 INSERT INTO meta VALUES (0, 0, 0, 0);
 
--- The log is a chain of tables log_<n>; the newest has no `last` yet. Retention drops whole tables.
+-- A record is a whole message (transports/_records.py). The log is a chain of tables log_<n>; the newest has no `last` yet. Retention drops whole tables.
 CREATE TABLE segment(n INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER, bytes INTEGER NOT NULL, born REAL NOT NULL);
 
 -- A topic at a priority, so that one cursor per priority is enough.
 CREATE TABLE channel(id INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, priority INTEGER NOT NULL, UNIQUE(topic, priority));
 
-CREATE TABLE delayed(due REAL, n INTEGER, channel INTEGER NOT NULL, slot INTEGER, head BLOB NOT NULL, body BLOB NOT NULL, PRIMARY KEY(due, n)) WITHOUT ROWID;
+CREATE TABLE delayed(due REAL, n INTEGER, channel INTEGER NOT NULL, slot INTEGER, record BLOB NOT NULL, PRIMARY KEY(due, n)) WITHOUT ROWID;
 
 CREATE TABLE grp(id INTEGER PRIMARY KEY AUTOINCREMENT, name TEXT NOT NULL UNIQUE, app TEXT NOT NULL, generation INTEGER NOT NULL, ordered INTEGER NOT NULL, paused INTEGER NOT NULL DEFAULT 0, seen REAL NOT NULL);
 
@@ -36,8 +36,8 @@ CREATE INDEX parked_member ON parked(member) WHERE member IS NOT NULL;
 CREATE INDEX parked_seq ON parked(seq);
 
 -- Messages of parked rows whose segment was dropped; and dead letters, outside retention and size limit.
-CREATE TABLE kept(seq INTEGER PRIMARY KEY, channel INTEGER NOT NULL, slot INTEGER, at REAL NOT NULL, head BLOB NOT NULL, body BLOB NOT NULL);
-CREATE TABLE dead(seq INTEGER PRIMARY KEY, channel INTEGER NOT NULL, slot INTEGER, at REAL NOT NULL, head BLOB NOT NULL, body BLOB NOT NULL);
+CREATE TABLE kept(seq INTEGER PRIMARY KEY, channel INTEGER NOT NULL, slot INTEGER, at REAL NOT NULL, record BLOB NOT NULL);
+CREATE TABLE dead(seq INTEGER PRIMARY KEY, channel INTEGER NOT NULL, slot INTEGER, at REAL NOT NULL, record BLOB NOT NULL);
 CREATE INDEX dead_channel ON dead(channel, seq);
 
 CREATE TABLE tick(name TEXT PRIMARY KEY, due REAL NOT NULL) WITHOUT ROWID;

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import apsw
-from msgspec import UNSET
 
 from tidings.kernel import transport as spi
 from tidings.kernel.clock import current_clock
@@ -23,7 +22,7 @@ from tidings.transports._matcher import Matcher
 
 from . import SQLite, connect, size
 from .claims import Claims, Outgoing, Taken
-from .log import END, Interest, Log, decode_head, freeze, thaw
+from .log import END, Interest, Log, freeze
 from .writer import News, Writer, forked
 
 T = TypeVar("T")
@@ -59,6 +58,8 @@ class SQLiteTransport:
     # -- life cycle ----------------------------------------------------------------------------------------------
 
     async def open(self, notify: Callable[[Event], None]) -> None:
+        if any(bus.path == self.path and bus.forked for bus in INHERITED):
+            raise forked(self.path)  # SQLite would take its parent's locks on the file for its own
         self.notify, self.clock, self.loop = notify, current_clock(), asyncio.get_running_loop()
         self.matcher: Matcher[_Waiting] = Matcher()
         self.consumers: dict[int, list[GroupConsumer]] = {}
@@ -82,7 +83,7 @@ class SQLiteTransport:
 
     def _beat(self, before: float) -> None:
         """The heartbeat comes from the event loop: one that is blocked stops it; once late, nothing is swept."""
-        if self._writer is None or os.getpid() != self._writer.pid:
+        if self._writer is None or self.forked:
             return
         now = time.monotonic()
         step = partial(self.steps.beat, now, sweep=now - before < self.lease / 2)
@@ -93,9 +94,14 @@ class SQLiteTransport:
     def writer(self) -> Writer:
         if self._writer is None:
             raise NotOpen(f"the bus {self.path} is not open")
-        if os.getpid() != self._writer.pid:
+        if self.forked:
             raise forked(self.path)
         return self._writer
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a copy of its parent's bus, in a child."""
+        return self._writer is not None and os.getpid() != self._writer.pid
 
     async def close(self) -> None:
         if self._writer is None:
@@ -142,8 +148,8 @@ class SQLiteTransport:
     def prepare(self, messages: Sequence[Message[Any]]) -> Outgoing | TooLarge:
         """Messages as rows, or why they cannot be stored."""
         rows, total = freeze(messages, self.clock.now())
-        if total > MAX_PAYLOAD and (large := [row for row in rows if len(row[4]) > MAX_PAYLOAD]):
-            what = f"a message to {large[0][0][0]!r} has {len(large[0][4]):,} bytes"
+        if total > MAX_PAYLOAD and (large := [m for m in messages if len(m.body) > MAX_PAYLOAD]):
+            what = f"a message to {large[0].destination!r} has {len(large[0].body):,} bytes"
             return TooLarge(what, why=f"this bus takes {MAX_PAYLOAD:,}", mend="publish where the data can be found")
         return rows, total, [m.address or m.topic for m in messages if m.reply_to is not None]
 
@@ -178,8 +184,8 @@ class SQLiteTransport:
         return await self._look(lambda steps: steps.describe(pattern))
 
     async def peek(self, pattern: str, after: int = 0, limit: int = 100) -> Sequence[spi.Stored]:
-        rows, names = await self._look(lambda steps: (steps.read(pattern, after, limit), steps.log.names))
-        return [spi.Stored(seq, thaw(names[c], decode_head(head), body)) for seq, c, _, head, body in rows]
+        found = await self._look(lambda steps: steps.read(pattern, after, limit))
+        return [spi.Stored(*stored) for stored in zip(found.numbers, found.messages, strict=True)]
 
     async def rename(self, group: str, to: str) -> None:
         await self.writer.submit(partial(self.steps.rename, group, to))
@@ -260,17 +266,10 @@ class GroupConsumer(_Waiting):
         return ()
 
     def _deliveries(self, taken: Taken) -> list[Delivery]:
-        names, claim, decode, unset = self.transport.steps.log.names, taken.claim, decode_head, UNSET
-        found = []
-        for held, (seq, channel, _, head, body, _) in taken.takes:
-            message = thaw(names[channel], decode(head), body)
-            found.append(Delivery(message, held, seq, held.failures, held.crashes, held.suspect))
-        for seq, channel, _, head, body in taken.rows:
-            fields = decode(head)
-            plain = len(fields) == 6
-            message = Message(names[channel], unset, body, *fields) if plain else thaw(names[channel], fields, body)
-            found.append(Delivery(message, claim, seq))  # type: ignore[arg-type]
-        return found
+        again = [Delivery(message, h, seq, h.failures, h.crashes, h.suspect) for h, seq, message in taken.takes]
+        claim: Any = taken.claim
+        fresh = zip(taken.found.messages, taken.found.numbers, strict=True)
+        return again + [Delivery(message, claim, seq) for message, seq in fresh]
 
     async def settle(self, settlements: Sequence[spi.Settlement]) -> Sequence[Failure]:
         transport = self.transport
@@ -337,9 +336,8 @@ class LiveConsumer(_Waiting):
         view, dropped, stretches = self.transport.view, 0, 8
         self._refresh()
         while self.position < view.seq and stretches:
-            rows, self.position = view.scan(self.interest, self.position, LIVE_BUFFER)
-            for _seq, channel, _, head, body in rows:
-                self.buffer.append(Delivery(thaw(view.names[channel], decode_head(head), body), self.session))
+            found, self.position = view.scan(self.interest, self.position, LIVE_BUFFER)
+            self.buffer.extend(Delivery(message, self.session) for message in found.messages)
             while len(self.buffer) > LIVE_BUFFER:
                 self.buffer.popleft()
                 dropped += 1

@@ -24,6 +24,7 @@ from msgspec import Struct
 from tidings.kernel.clock import Clock
 from tidings.kernel.errors import BusForked, TidingsError
 from tidings.kernel.transport import Event
+from tidings.transports._points import passed
 
 from . import translate
 from .claims import Claims
@@ -37,6 +38,7 @@ BUSY, IDLE, LIVELY = 0.001, 0.020, 0.2  # how often to look for other processes;
 HAND_OVER = 0.0003  # a loop that comes back later than this is busy
 HOUSEKEEPING = 0.5
 RETENTION = 5.0
+STEP = 1.0  # seconds that the wall clock jumps against the monotonic one: it was set
 SYNC = 0.010  # seconds that soft commits may wait for the disk, while there are others
 WAL_PAGES = 4000  # 16 MiB: then the log is copied into the file, without waiting for readers
 
@@ -61,13 +63,14 @@ class Writer:
         self.waiting = 0  # steps the loop has submitted and not heard of
         self.yielding, self.expected = False, 0.0
         self.pid = os.getpid()
-        self.synchronous, self.synced, self.unsynced = self.full, 0.0, False
+        self.synchronous, self.synced, self.unsynced = True, 0.0, False  # as `connect` leaves it
         self.version = -1
         self.lively = self.housekeeping = self.retention = 0.0
         self.next_due: float | None = None
         self.pages = 0
         self.con.set_wal_hook(self._wal)
         self.stuck = False
+        self.ahead = clock.now() - clock.monotonic()
         self.thread = Thread(target=self._run, name=f"tidings {path.name}", daemon=True)
         self.thread.start()
 
@@ -128,6 +131,7 @@ class Writer:
                     self._commit(jobs)
                 if jobs is not None:
                     self._look()
+        passed("stop")
         with suppress(apsw.Error):
             self.con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         with suppress(apsw.Error):
@@ -162,6 +166,7 @@ class Writer:
         self.log.seen = self.log.seq
         if self.pages > WAL_PAGES:
             self.pages = 0
+            passed("checkpoint")
             with suppress(apsw.Error):
                 self.con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
@@ -172,6 +177,7 @@ class Writer:
             self.con.execute(f"PRAGMA synchronous = {'FULL' if synchronous else 'NORMAL'}")
             self.synchronous = synchronous
         self._begin()
+        passed("begin")
         try:
             done: list[tuple[asyncio.Future[Any] | None, Any, BaseException | None]] = []
             self.groups.begin(time.monotonic())  # first: a rollback restores what it has noted
@@ -182,7 +188,9 @@ class Writer:
                 except TidingsError as error:
                     done.append((future, None, error))
             self.log.flush()
+            passed("commit.before")
             self.con.execute("COMMIT")
+            passed("commit.after")
             self.unsynced = self.full and not synchronous
             self.synced = self.synced if self.unsynced else self.clock.monotonic()
         except BaseException:
@@ -231,6 +239,7 @@ class Writer:
         try:
             version = self.con.execute("PRAGMA data_version").get
             now = time.monotonic()
+            self._watch_clock()
             if version != self.version:
                 self.version, self.lively = version, now
                 self._read_news()
@@ -246,6 +255,13 @@ class Writer:
         except Exception as error:  # the thread must not die of it: others wait for their commits
             self._event("lost", str(error))
             self.lively = 0.0
+
+    def _watch_clock(self) -> None:
+        """What is delayed follows the wall clock: when that is set, it comes early, or late. It is told, once."""
+        ahead = self.clock.now() - self.clock.monotonic()
+        if abs(ahead - self.ahead) > STEP:
+            self._event("clock", f"the wall clock was set by {ahead - self.ahead:+.1f} s; what is delayed follows it")
+        self.ahead = ahead
 
     def _read_news(self) -> None:
         """What other processes stored."""
@@ -287,5 +303,5 @@ def forked(path: Path) -> BusForked:
     return BusForked(
         f"{path} was opened before fork()",
         why="SQLite connections and threads do not survive a fork",
-        mend="open the bus in the child; for multiprocessing use spawn or forkserver",
+        mend="fork first and open then, in each process; for multiprocessing use spawn or forkserver",
     )
