@@ -101,8 +101,8 @@ class Topic(Generic[T]):
                 f"{self.name!r} carries {wanted}, not {type(data).__name__}", mend=f"publish a {wanted}"
             )
         if not meta:
-            return Message(self.name, data, b"", "", None, 0.0, self.template, bus=self.bus)
-        return Message(self.name, data, type=self.template, bus=self.bus, **draft_fields(meta))
+            return Message(self.name, data=data, type=self.template, bus=self.bus)
+        return Message(self.name, data=data, type=self.template, bus=self.bus, **draft_fields(meta))
 
 
 class Service(Generic[Q, R]):

@@ -33,8 +33,8 @@ from msgspec import Raw, Struct, msgpack
 from .inject import Call, Recipe, where
 from .kernel.errors import HandlerCrashed, HandlerTimeout, InvalidHandler
 from .kernel.handler import Outcome, Outgoing
-from .kernel.message import Message
 from .kernel.transport import Delivery, Session
+from .transports._records import messages, record
 
 THREAD_CHUNK, PROCESS_CHUNK = 0.001, 0.005  # seconds of work that chunks aim at
 MOST, MOST_BYTES = 256, 1024 * 1024  # calls in a chunk; bytes of bodies in one for a child
@@ -187,7 +187,7 @@ class Processes(Paced):
     async def __call__(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
         sizes = accumulate(len(delivery.message.body) for delivery in deliveries)
         sent = deliveries[: max(1, sum(size <= MOST_BYTES for size in sizes))]
-        request = msgpack.encode([(delivery.message, delivery.failures, delivery.crashes) for delivery in sent])
+        request = msgpack.encode([(record(one.message), one.failures, one.crashes) for one in sent])
         child = await self._free.get()
         try:
             if child is not None and child.process.poll() is not None:
@@ -282,12 +282,15 @@ def serve(fd: int) -> None:
 
 
 def _answered(call: Callable[[Delivery], Any], request: bytes) -> bytes:
-    deliveries = [Delivery(m, Session(), None, failures, crashes) for m, failures, crashes in _decode_request(request)]
+    asked = _decode_request(request)
+    sent = messages(b"".join(stored for stored, _, _ in asked), len(asked))
+    counted = zip(sent, asked, strict=True)
+    deliveries = [Delivery(message, Session(), None, failures, crashes) for message, (_, failures, crashes) in counted]
     elapsed, outcomes = work_through(call, deliveries, PROCESS_CHUNK)
     return msgpack.encode((elapsed, [packed(one) if isinstance(one, BaseException) else one for one in outcomes]))
 
 
-_decode_request = msgpack.Decoder(list[tuple[Message[Any], int, int]]).decode
+_decode_request = msgpack.Decoder(list[tuple[bytes, int, int]]).decode
 _decode_answer = msgpack.Decoder(tuple[float, list[Outgoing | bytes]]).decode
 
 

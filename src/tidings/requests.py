@@ -63,7 +63,7 @@ class Requester:
         await self.open()
         decode, stream = decoder(type), _Order(name)
         draft: Message[Any] = Message(
-            name, data, address=REQUEST + name, reply_to=self.address, expires=timeout, type=name
+            name, data=data, address=REQUEST + name, reply_to=self.address, expires=timeout, type=name
         )
         request = seal(draft, now=self.bus.clock.now(), source=self.app)
         queue = self.pending[request.id] = Replies()
@@ -125,7 +125,7 @@ def replier(source: str, now: Callable[[], float]) -> Replier:
             return ()
         headers = (("tdgreply", kind), *((("tdgrun", run), ("tdgindex", str(index))) if run else ()))
         to, id = request.reply_to, request.id
-        draft: Message[Any] = Message(request.topic, data, headers=headers, address=to, correlation_id=id)
+        draft: Message[Any] = Message(request.topic, data=data, headers=headers, address=to, correlation_id=id)
         return (seal(draft, now=now(), source=source),)
 
     return reply

@@ -24,7 +24,7 @@ from .kernel.transport import Ticking
 
 log = logging.getLogger("tidings")
 
-LONGEST_SLEEP = 30.0  # seconds; the wall clock may be set meanwhile
+LONGEST_SLEEP = 5.0  # seconds; the wall clock may be set meanwhile
 
 
 class Schedule(Protocol):
@@ -114,7 +114,7 @@ async def tick_once(chooser: Ticking, bus: Bus, group: str, schedule: Schedule, 
             following = schedule.next(max(due, schedule.last(now())))
             if won == due or await chooser.tick(group, due):
                 won = due
-                tick: Message[Any] = Message(name, None, id=f"{group}-{due:.3f}", type=name, expires_at=following)
+                tick: Message[Any] = Message(name, data=None, id=f"{group}-{due:.3f}", type=name, expires_at=following)
                 await bus.publish((seal(tick, now=now(), source=source),))
             due = following
         except BusError as error:

@@ -30,7 +30,7 @@ class Unpicklable(Exception):
 
 
 def echo(data: Any) -> Message[Any]:
-    return Message("out", data)
+    return Message("out", data=data)
 
 
 def nothing(data: Any) -> None:
@@ -38,15 +38,15 @@ def nothing(data: Any) -> None:
 
 
 def who(data: Any) -> Message[Any]:
-    return Message("out", {"pid": os.getpid(), "main": sys.modules["__main__"].__dict__.get("__file__")})
+    return Message("out", data={"pid": os.getpid(), "main": sys.modules["__main__"].__dict__.get("__file__")})
 
 
 def attempt(data: Any, delivery: Delivery) -> Message[Any]:
-    return Message("out", [delivery.attempt, delivery.message.headers, delivery.message.key])
+    return Message("out", data=[delivery.attempt, delivery.message.headers, delivery.message.key])
 
 
 def grow(data: bytes) -> Message[bytes]:
-    return Message("out", data + b"!")
+    return Message("out", data=data + b"!")
 
 
 def fail(data: str) -> None:
@@ -69,7 +69,7 @@ def fail(data: str) -> None:
 
 def unsendable(data: str) -> Message[Any]:
     key: Any = {"bad": object(), "wrong": 7}.get(data)
-    return Message("out", [data], key=key)
+    return Message("out", data=[data], key=key)
 
 
 def misbehave(data: Any) -> Message[Any]:
@@ -98,9 +98,9 @@ def misbehave(data: Any) -> Message[Any]:
         Path(arguments[0]).write_text(str(pid))
         os._exit(5)
     if what == "descriptors":
-        return Message("out", sorted(os.listdir("/proc/self/fd")))
+        return Message("out", data=sorted(os.listdir("/proc/self/fd")))
     if what == "interrupted":
         os.kill(os.getpid(), signal.SIGINT)
     if what == "subprocess":
-        return Message("out", subprocess.run(["true"], check=True).returncode)
-    return Message("out", os.getpid())
+        return Message("out", data=subprocess.run(["true"], check=True).returncode)
+    return Message("out", data=os.getpid())

@@ -290,7 +290,9 @@ def test_what_cannot_be_published(topic: Any, data: Any, error: type[TidingsErro
     assert refusal.value.where.startswith(__file__)
 
 
-@pytest.mark.parametrize("message", [Message("_group.shop.bill", {}), Message("a.*", {}), Message("a b", {})], ids=str)
+@pytest.mark.parametrize(
+    "message", [Message("_group.shop.bill", data={}), Message("a.*", data={}), Message("a b", data={})], ids=str
+)
 @virtual
 async def test_hand_made_messages_are_checked_too(message: Message[Any]) -> None:
     async with app().connect() as a:

@@ -135,7 +135,9 @@ async def test_an_output_that_the_bus_chokes_on_fails_alone(tmp_path: Path) -> N
 
     @a.on(numbers)
     async def bill(n: int) -> Message[Any]:
-        return Message("bills.sent", n, correlation_id=UNREADABLE if n == 1 else None)  # it is not looked at before
+        return Message(
+            "bills.sent", data=n, correlation_id=UNREADABLE if n == 1 else None
+        )  # it is not looked at before
 
     async with a:
         await a.publish_many([numbers(n) for n in range(4)])
@@ -150,14 +152,14 @@ async def test_a_priority_out_of_range_is_refused(priority: int) -> None:
     @a.on(numbers)
     async def bill(n: int) -> Message[int] | None:
         seen.append(n)
-        return Message("bills.sent", n, priority=priority) if n == 1 else None
+        return Message("bills.sent", data=n, priority=priority) if n == 1 else None
 
     async with a:
         with pytest.raises(InvalidOption, match=f"priority cannot be {priority}"):
-            await a.publish(Message("orders.placed", 0, priority=priority))
+            await a.publish(Message("orders.placed", data=0, priority=priority))
         await a.publish(numbers, 1)
         await until(lambda: a.stats()["shop.bill"].dead == 1)
-        await a.publish(Message("orders.placed", 2, priority=9))
+        await a.publish(Message("orders.placed", data=2, priority=9))
         await until(lambda: a.stats()["shop.bill"].handled == 1)
     assert seen == [1, 1, 2]
 

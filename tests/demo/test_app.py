@@ -32,7 +32,7 @@ def reading(value: float = 5.0, device: str = "core-0", time: float = 60.0) -> R
 
 
 async def test_translate_understands_a_whole_line_and_rejects_a_torn_one() -> None:
-    line = Message("legacy.h.uptime", "up 7 s, load average: 0.42, 0.31, 0.28", time=9.0)
+    line = Message("legacy.h.uptime", data="up 7 s, load average: 0.42, 0.31, 0.28", time=9.0)
     told = [message.data for message in await translate(line, "h", "uptime")]
     assert [(r.quantity, r.value, r.time) for r in told] == [
         ("load1", 0.42, 9.0),
@@ -40,7 +40,7 @@ async def test_translate_understands_a_whole_line_and_rejects_a_torn_one() -> No
         ("load15", 0.28, 9.0),
     ]
     with pytest.raises(Reject, match="no load average"):
-        await translate(Message("legacy.h.uptime", "up 7 s, load ave"), "h", "uptime")
+        await translate(Message("legacy.h.uptime", data="up 7 s, load ave"), "h", "uptime")
 
 
 async def test_window_carries_what_came_before() -> None:

@@ -73,7 +73,7 @@ def test_transport_in_one_file_is_small(path: Path) -> None:
 )
 def test_transport_in_a_package_is_small(package: Path) -> None:
     sizes = {path.name: code_lines(path) for path in package.rglob("*.py")}
-    assert len(sizes) <= 6, sizes
+    assert len(sizes) <= 7, sizes
     assert {name: size for name, size in sizes.items() if size > 300} == {}
 
 

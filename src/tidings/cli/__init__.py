@@ -44,6 +44,7 @@ VERBS = {
     "tail": ("tail:tail", "Print messages as they come."),
     "groups": ("groups:app", "Groups: who waits for how much; rename, drop."),
     "dead": ("dead:app", "Dead letters: list, show, replay."),
+    "bench": ("bench:bench", "Measure how fast a bus is here."),
     "demo": ("demo:demo", "Watch a small fleet survive what is done to it."),
 }
 

@@ -85,6 +85,8 @@ def seal(
     expires_at = draft.expires_at if draft.expires is None else now + draft.expires
     if deliver_at is not None and expires_at is not None and deliver_at >= expires_at:
         raise InvalidOption("a message would expire before it is due", mend="let `expires` be longer than `delay`")
+    if type(body) is not bytes:
+        raise PayloadRefused(f"a body cannot be {type(body).__name__}", mend="Message(topic, data=payload)")
     if not 0 <= draft.priority <= 9:
         raise InvalidOption(f"priority cannot be {draft.priority}", mend="0 (default) to 9, higher first")
     correlation = draft.correlation_id
@@ -92,17 +94,10 @@ def seal(
         correlation = parent.correlation_id or parent.id
     causation = draft.causation_id if parent is None else parent.id
     id = draft.id or id or new_id()
-    about = (
-        draft.key,
-        draft.time or now,
-        draft.type,
-        draft.source or source,
-        content_type,
-        draft.headers,
-        draft.priority,
-    )
+    who = draft.key, draft.time or now, draft.type, draft.source or source
+    about = (*who, content_type, draft.headers, draft.priority)
     ways = deliver_at, expires_at, draft.reply_to, correlation, causation, draft.address
-    return Message(draft.topic, UNSET, body, id, *about, *ways, bus=draft.bus)
+    return Message(draft.topic, body, id, *about, *ways, bus=draft.bus)
 
 
 def refuse_large(message: Message[Any], limit: int) -> None:

@@ -173,7 +173,7 @@ def emitter(origin: Origin, now: Callable[[], float]) -> Emit:
             return ()
         sent: list[Message[Any]] = []
         for draft in drafts(result):
-            if type(draft) is not Message:
+            if not isinstance(draft, Message):
                 raise wrong(draft)
             if draft.bus not in origin.buses:
                 raise WrongReturn(f"{origin.name}() sends to an unknown bus {draft.bus!r}", where=origin.where)

@@ -32,7 +32,6 @@ class Message(Struct, Generic[T_co], frozen=True):
     """
 
     topic: str
-    data: T_co = UNSET  # type: ignore[assignment]  # sealed messages have none
     body: bytes = b""
     id: str = ""
     key: str | None = None
@@ -48,6 +47,7 @@ class Message(Struct, Generic[T_co], frozen=True):
     correlation_id: str | None = None
     causation_id: str | None = None
     address: str | None = None
+    data: T_co = UNSET  # type: ignore[assignment]  # sealed messages have none
     delay: float | None = None  # drafts only: becomes deliver_at
     expires: float | None = None  # drafts only: becomes expires_at
     bus: str = ""  # drafts only: which of the app's buses

@@ -80,8 +80,12 @@ class Session:
         self.alive = True
 
 
-class Delivery(Struct):
-    """One message in one group's hands. ``failures`` and ``crashes`` are ours, never a broker's delivery count."""
+class Delivery(Struct, gc=False):
+    """One message in one group's hands. ``failures`` and ``crashes`` are ours, never a broker's delivery count.
+
+    The garbage collector does not look into it (that cost a tenth of the loop): a session or token must not refer to
+    it for longer than its consumer is open.
+    """
 
     message: Message[Any]
     session: Session
@@ -117,7 +121,7 @@ class Retry(Struct, frozen=True):
 ACK = Ack()
 
 
-class Settlement(Struct):
+class Settlement(Struct, gc=False):
     """What becomes of one delivery. A dead letter is an outgoing message and an ``Ack``."""
 
     delivery: Delivery

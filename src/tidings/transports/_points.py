@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -42,7 +43,7 @@ def _action(part: str) -> tuple[str, tuple[Callable[[], None], int]]:
     kind, _, seconds = what.partition(":")
     known: dict[str, Callable[[], None]] = {
         "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
-        "stop": lambda: os.kill(os.getpid(), signal.SIGSTOP),
+        "stop": lambda: signal.pthread_kill(threading.get_ident(), signal.SIGSTOP),  # here, not a moment later
         "error": _fail,
         "stall": lambda: time.sleep(float(seconds)),
     }

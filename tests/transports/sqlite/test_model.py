@@ -17,9 +17,9 @@ from tests.transports.sqlite.helpers import Bench, group
 
 from tidings.kernel.message import Message
 from tidings.kernel.transport import Delivery, Release, Retry, Settlement
+from tidings.transports._records import freeze
 from tidings.transports.sqlite.claims import Claims
 from tidings.transports.sqlite.groups import Held
-from tidings.transports.sqlite.log import freeze
 
 MESSAGES, ATTEMPTS, KEYS = 60, 3, 5
 SEEDS = int(os.environ.get("TIDINGS_SEEDS", "40"))

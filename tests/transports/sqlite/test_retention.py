@@ -11,8 +11,8 @@ from tests.transports.sqlite.helpers import Bench, group
 from tidings.kernel.message import Message
 from tidings.kernel.transport import Delivery, Retry, Settlement
 from tidings.transports._numbers import pack, unpack
+from tidings.transports._records import freeze
 from tidings.transports.sqlite.claims import Claims
-from tidings.transports.sqlite.log import freeze
 
 LONG = 10_000.0
 

@@ -255,8 +255,8 @@ def _writable(folder: Path) -> bool:
     return os.access(folder, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
-def translate(error: apsw.Error, path: Path) -> errors.BusError:
-    """SQLite's error as ours, with the file's absolute path."""
+def translate(error: apsw.Error | msgspec.DecodeError | OSError, path: Path) -> errors.BusError:
+    """SQLite's error as ours, with the file's absolute path; what cannot be decoded was damaged, too."""
     why = str(error)
     if isinstance(error, apsw.FullError):
         return errors.BusFull(
@@ -264,7 +264,7 @@ def translate(error: apsw.Error, path: Path) -> errors.BusError:
         )
     if isinstance(error, apsw.ReadOnlyError) or (isinstance(error, apsw.CantOpenError) and not _writable(path.parent)):
         return read_only(path)
-    if isinstance(error, apsw.CorruptError | apsw.NotADBError):
+    if isinstance(error, apsw.CorruptError | apsw.NotADBError | msgspec.DecodeError):
         return errors.BusCorrupt(
             f"{path} is damaged, or is no bus", why=why, mend="restore it from a backup, or name another file"
         )

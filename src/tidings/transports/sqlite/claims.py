@@ -7,12 +7,9 @@ parked, a row of its own, and *taken* from there. Whatever is not in ``claims`` 
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterable, Sequence
 from typing import Any
-from zlib import crc32
 
-import apsw
 from msgspec import Struct
 
 from tidings.kernel.errors import BusError, NoAnswerer
@@ -21,17 +18,13 @@ from tidings.kernel.topics import matches
 from tidings.kernel.transport import Ack, Event, Failure, Release, Settlement
 from tidings.transports._numbers import bits, pack
 from tidings.transports._points import passed
+from tidings.transports._records import SLOTS, Found, Row, slot_of
 
 from .groups import Group, Groups, Held
-from .log import END, SLOTS, Found, Log, Row, sql
+from .log import END, sql
 
-ABANDONED = 7 * 86400.0  # a group without members for so long no longer holds retention back
 PERSIST = 1000  # a position that only skipped other groups' messages is written after so many
 RECHECK = 0.05  # how often claims look for dead members
-
-WAITING = """SELECT
-    (SELECT min(due) FROM parked WHERE grp = :grp AND suspect = 0 AND member IS NULL),
-    (SELECT min(due) FROM parked WHERE grp = :grp AND suspect = 1 AND member IS NULL)"""
 
 Outgoing = tuple[list[Row], int, list[str]]
 """Rows, their size, and the destinations of those that want a reply."""
@@ -50,10 +43,6 @@ class Taken(Struct):
 class Claims(Groups):
     """The hands of one member."""
 
-    def __init__(self, con: apsw.Connection, log: Log, lease: float, retain: float) -> None:
-        super().__init__(con, log, lease)
-        self.keep, log.make_room = retain, self.retain
-
     def claim(self, id: int, limit: int, owner: object = None) -> Taken:
         """Up to ``limit`` messages: parked ones that are due, then fresh ones, highest priority first."""
         if self.mono - self.checked > RECHECK:
@@ -61,7 +50,7 @@ class Claims(Groups):
         self.log.flush()
         group, now = self.group(id), self.log.now
         slots = self._balance(id) if group.ordered else None
-        waits = [due for due in self.value(WAITING, {"grp": id}) if due is not None]
+        waits = [due for due in self.value(sql("due"), {"grp": id}) if due is not None]
         parked = any(due <= now for due in waits)
         takes = self._take(group, limit, slots, owner) if parked else []
         passed("claim.taken")
@@ -156,11 +145,9 @@ class Claims(Groups):
 
     def _busy(self, id: int) -> set[int]:
         """Slots of which this member holds a message."""
-        fresh = [(held.keys.get(seq), seq) for held in self.claims.values() if held.group == id for seq in held.todo]
+        hands = [held for held in self.claims.values() if held.group == id]
         taken = self.rows("SELECT slot FROM parked WHERE grp = ? AND member = ?", (id, self.member))
-        return {seq & 63 if key is None else crc32(key.encode()) & 63 for key, seq in fresh} | {
-            slot for (slot,) in taken
-        }
+        return {slot_of(seq, held.keys.get(seq)) for held in hands for seq in held.todo} | {slot for (slot,) in taken}
 
     def _fresh_ordered(self, group: Group, limit: int, slots: dict[int, int]) -> tuple[Found, bool]:
         """Fresh messages of my slots; one whose key has a parked message is parked behind it."""
@@ -210,8 +197,9 @@ class Claims(Groups):
         """Take numbers off what is held; those that were there: none if it is no longer ours."""
         if held.take:
             (seq,) = held.todo or {0}
-            if self.takes.pop((held.group, seq), None) is not held:
+            if self.takes.get((held.group, seq)) is not held:  # lost; perhaps taken again, by ourselves
                 return set()
+            del self.takes[held.group, seq]
             self.woken |= self.joined if held.suspect else {held.group}
             mine = (held.group, seq, self.member, held.take)
             self.run("DELETE FROM parked WHERE grp = ? AND seq = ? AND member = ? AND take = ?", mine)
@@ -309,7 +297,7 @@ class Claims(Groups):
         """What its holder did not extend for one lease goes back to its group, as suspect."""
         late, count = at - self.lease, 0
         for held in [*self.claims.values(), *self.takes.values()]:
-            if held.born < late and (stale := {n for n in held.todo if n not in held.seen or held.seen[n][0] < late}):
+            if held.born < late and (stale := {n for n in held.todo if held.seen.get(n, 0.0) < late}):
                 count += self._give_back(held, stale, suspect=1)
         if count:
             self.events.append(Event("recovered", count, "this process did not extend what it held for one lease"))
@@ -328,41 +316,6 @@ class Claims(Groups):
         if not self.claims and not self.takes:
             self.run(sql("expire"), {"member": self.member})
         self.member = 0
-
-    # -- retention -----------------------------------------------------------------------------------------------
-
-    def retain(self, need: int = 0) -> None:
-        """Drop the oldest segments that are past their time or above the size; never one that is still needed."""
-        log = self.log
-        current = log.segments[-1]
-        newest = log.last_at(current)
-        if newest is not None and (newest < log.now - self.keep or current.born < log.now - max(self.keep / 8, 1.0)):
-            log.roll()
-        for segment in log.segments[:-1]:
-            old = (log.last_at(segment) or 0.0) < log.now - self.keep
-            if not (old or log.bytes + need > log.max_size) or self._needed(segment.last):
-                return
-            log.drop(segment)
-
-    def _needed(self, last: int) -> bool:
-        if self.rows("SELECT 1 FROM claim WHERE todo < ? LIMIT 1", (struct.pack(">Q", last + 1),)):
-            return True
-        query = "SELECT id FROM grp WHERE seen > ? OR EXISTS (SELECT 1 FROM part WHERE grp = id)"
-        return any(self._needs(self.group(id), last) for (id,) in self.rows(query, (self.log.now - ABANDONED,)))
-
-    def _needs(self, group: Group, last: int) -> bool:
-        """Whether a group has unread messages up to ``last``; if not, its positions move there."""
-        table, place = ("slot", "slot") if group.ordered else ("cursor", "priority")
-        behind = dict(self.rows(f"SELECT {place}, seq FROM {table} WHERE grp = ? AND seq < ?", (group.id, last)))
-        positions = {0: min(behind.values(), default=last)} if group.ordered else behind
-        slots = dict.fromkeys(range(SLOTS), END) | behind if group.ordered else None
-        for priority, position in positions.items():
-            while priority in group.interests and position < last:
-                found, position = self.stretch(group, priority, position, 1, slots)
-                if found.numbers and found.numbers[0] <= last:
-                    return True
-        self.run(f"UPDATE {table} SET seq = ? WHERE grp = ? AND seq < ?", (last, group.id, last))
-        return False
 
     # -- publishing ----------------------------------------------------------------------------------------------
 

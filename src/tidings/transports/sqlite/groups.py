@@ -9,20 +9,21 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import apsw
 
 from tidings.kernel.errors import BusError, NotFound, nearest
-from tidings.kernel.message import Message
 from tidings.kernel.topics import DEAD, GROUP, matches
-from tidings.kernel.transport import Delivery, Event, GroupInfo, Session, Subscription, TopicInfo
+from tidings.kernel.transport import Event, Session, Subscription
 from tidings.transports._numbers import bits, unpack
 from tidings.transports._points import passed
+from tidings.transports._records import SLOTS, Found, slot_of
 
 from . import identity, started_at
-from .log import END, SLOTS, Found, Interest, Log, Steps, slot_of, sql
+from .log import END, Interest, Log, Steps, sql
 
+ABANDONED = 7 * 86400.0  # seconds; a group without members for so long no longer holds retention back
 STRETCHES = 64  # scans in one claim, so that no claim holds the file for long
 
 
@@ -30,20 +31,14 @@ def _dropped() -> NoReturn:
     raise NotFound(
         "a group was dropped while its consumer was silent",
         why="a process that was stopped or blocked for longer than its lease is no member any more",
-        mend="start the app again: it registers the group, from new messages on",
+        mend="start the app again: it registers the group as a new one",
     )
-
-
-def _slot(seq: int, message: Message[Any]) -> int:
-    slot = slot_of(message.key)
-    return seq & (SLOTS - 1) if slot is None else slot
 
 
 class Held(Session):
     """What a member has in its hands: a claim of fresh messages, or one parked message taken for the ``take``-th time.
 
-    ``todo``: the numbers not settled yet; ``keys``: theirs, in ordered groups; ``seen``: when they were
-    last extended, and by whom.
+    ``todo``: the numbers not settled yet; ``keys``: theirs, in ordered groups; ``seen``: when they were last extended.
     """
 
     __slots__ = ("born", "crashes", "failures", "group", "id", "keys", "owner", "seen", "suspect", "take", "todo")
@@ -54,7 +49,7 @@ class Held(Session):
         self.take = self.failures = self.crashes = 0
         self.suspect = False
         self.keys: dict[int, str | None] = {}
-        self.seen: dict[int, tuple[float, Delivery]] = {}
+        self.seen: dict[int, float] = {}
 
 
 class Group:
@@ -89,9 +84,10 @@ class Group:
 class Groups(Steps):
     """``lost``, ``events`` and ``woken`` tell the loop what a transaction did beside its results."""
 
-    def __init__(self, con: apsw.Connection, log: Log, lease: float) -> None:
+    def __init__(self, con: apsw.Connection, log: Log, lease: float, retain: float) -> None:
         super().__init__(con)
-        self.log, self.lease = log, lease
+        self.log, self.lease, self.keep = log, lease, retain
+        log.make_room = self.retain
         self.identity = identity(os.getpid())
         self.member, self.mono, self.checked = 0, 0.0, 0.0
         self.claims: dict[int, Held] = {}  # by id
@@ -177,7 +173,7 @@ class Groups(Steps):
         keys: dict[int, tuple[str | None, int | None]] = {}
         if self.group(group).ordered:
             for seq, message in self.log.fetch(numbers).items():
-                keys[seq] = message.key, _slot(seq, message)
+                keys[seq] = message.key, slot_of(seq, message.key)
         self.con.executemany(
             "INSERT INTO parked(grp, seq, key, slot, due, failures, suspect, why) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT DO NOTHING",
@@ -236,7 +232,8 @@ class Groups(Steps):
         places = json.dumps([*range(SLOTS)] if not ordered else list(self.group(id).interests))
         old, place = ("cursor", "priority") if ordered else ("slot", "slot")
         query = f"SELECT min(seq) FROM {old} WHERE grp = ? AND {place} IN (SELECT value FROM json_each(?))"
-        seq = self.value(query, (id, places)) or self.log.seq
+        lowest = self.value(query, (id, places))
+        seq = self.log.seq if lowest is None else lowest
         self.run("DELETE FROM cursor WHERE grp = :id; DELETE FROM slot WHERE grp = :id", {"id": id})
         self._place(id, bool(ordered), seq)
         self.run("UPDATE parked SET slot = seq & 63 WHERE grp = ? AND slot IS NULL", (id,))
@@ -281,7 +278,7 @@ class Groups(Steps):
             if group.ended >= 0 or before < group.mixed:
                 some = some.only(lambda seq, message: group.wanted(seq, message.destination))
             if slots is not None:
-                some = some.only(lambda seq, message: seq > slots[_slot(seq, message)])
+                some = some.only(lambda seq, message: seq > slots[slot_of(seq, message.key)])
             found.add(some)
         return found, position
 
@@ -292,7 +289,42 @@ class Groups(Steps):
         self.run("UPDATE slot SET member = NULL WHERE grp = ? AND member = ?", (id, self.member))
         self.run("UPDATE grp SET seen = ? WHERE id = ?", (self.log.now, id))
 
-    # -- mending and looking -------------------------------------------------------------------------------------
+    # -- retention -----------------------------------------------------------------------------------------------
+
+    def retain(self, need: int = 0) -> None:
+        """Drop the oldest segments that are past their time or above the size; never one that is still needed."""
+        log = self.log
+        current = log.segments[-1]
+        newest = log.last_at(current)
+        if newest is not None and (newest < log.now - self.keep or current.born < log.now - max(self.keep / 8, 1.0)):
+            log.roll()
+        for segment in log.segments[:-1]:
+            old = (log.last_at(segment) or 0.0) < log.now - self.keep
+            if not (old or log.bytes + need > log.max_size) or self._needed(segment.last):
+                return
+            log.drop(segment)
+
+    def _needed(self, last: int) -> bool:
+        if self.rows("SELECT 1 FROM claim WHERE todo < ? LIMIT 1", ((last + 1).to_bytes(8),)):
+            return True
+        query = "SELECT id FROM grp WHERE seen > ? OR EXISTS (SELECT 1 FROM part WHERE grp = id)"
+        return any(self._needs(self.group(id), last) for (id,) in self.rows(query, (self.log.now - ABANDONED,)))
+
+    def _needs(self, group: Group, last: int) -> bool:
+        """Whether a group has unread messages up to ``last``; if not, its positions move there."""
+        table, place = ("slot", "slot") if group.ordered else ("cursor", "priority")
+        behind = dict(self.rows(f"SELECT {place}, seq FROM {table} WHERE grp = ? AND seq < ?", (group.id, last)))
+        positions = {0: min(behind.values(), default=last)} if group.ordered else behind
+        slots = dict.fromkeys(range(SLOTS), END) | behind if group.ordered else None
+        for priority, position in positions.items():
+            while priority in group.interests and position < last:
+                found, position = self.stretch(group, priority, position, 1, slots)
+                if found.numbers and found.numbers[0] <= last:
+                    return True
+        self.run(f"UPDATE {table} SET seq = ? WHERE grp = ? AND seq < ?", (last, group.id, last))
+        return False
+
+    # -- mending ---------------------------------------------------------------------------------------------
 
     def _at_rest(self, name: str) -> int:
         """A group's id. Raises ``NotFound``, and ``BusError`` while a process consumes it."""
@@ -341,61 +373,3 @@ class Groups(Steps):
     def tick(self, name: str, due: float) -> bool:
         newer = "ON CONFLICT DO UPDATE SET due = excluded.due WHERE excluded.due > tick.due"
         return self.run(f"INSERT INTO tick VALUES (?, ?) {newer}", (name, due)) == 1
-
-    def read(self, pattern: str, after: int, limit: int) -> Found:
-        """Retained messages of a pattern beyond ``after``, dead letters too."""
-        interest, found = Interest(), Found()
-        interest.add(self.log.matching(pattern), True)
-        while len(found.numbers) < limit and after < self.log.seq:
-            some, after = self.log.scan(interest, after, limit - len(found.numbers))
-            found.add(some)
-        return found
-
-    def describe(self, pattern: str) -> list[GroupInfo]:
-        """The groups whose name is in ``pattern``. Needs a read transaction only."""
-        found = self.rows("SELECT id, name FROM grp ORDER BY name")
-        return [self._info(self.group(id)) for id, name in found if matches(pattern, name)]
-
-    def _info(self, group: Group) -> GroupInfo:
-        name, app, held, parked, first, dead, members = self.value(sql("groups"), {"grp": group.id})
-        claims = self.rows("SELECT todo FROM claim WHERE grp = ?", (group.id,))
-        todo = [seq for (blob,) in claims for seq in unpack(blob)]
-        lag, firsts = self._lag(group)
-        unsettled = min([*todo, *firsts, *([first] if first else [])], default=0)
-        oldest = self.log.stored_at(unsettled)
-        now = (p for p, _, last in group.patterns if last == END and not p.startswith(GROUP))
-        return GroupInfo(name, app, next(now, ""), lag, len(todo) + held, parked, dead, oldest, members)
-
-    def _lag(self, group: Group) -> tuple[int, list[int]]:
-        """How many messages wait for the group, and the first of each channel."""
-        table, place = ("slot", "slot") if group.ordered else ("cursor", "priority")
-        after = dict(self.rows(f"SELECT {place}, seq FROM {table} WHERE grp = ?", (group.id,)))
-        mine = f"(SELECT seq FROM slot s WHERE grp = {group.id} AND s.slot = coalesce(m.slot, m.seq & 63))"
-        where = "WHERE channel = ? AND seq > ? AND seq <= ?" + (f" AND seq > {mine}" if group.ordered else "")
-        count, firsts, ranges = 0, list[int](), dict[int, list[tuple[int, int]]]()
-        for pattern, first, last in group.patterns:
-            for channel in self.log.matching(pattern):
-                cursor = min(after.values()) if group.ordered else after[self.log.topics[channel][1]]
-                ranges.setdefault(channel, []).append((max(first - 1, cursor), last))
-        for channel, stretches in ranges.items():
-            done = -1  # an old pattern and a new one may both match
-            for low, last in sorted(stretches):
-                for stored in self.log.tables():
-                    n, seq = self.value(
-                        f"SELECT count(*), min(seq) FROM {stored} m {where}", (channel, max(low, done), last)
-                    )
-                    count, firsts = count + n, firsts + [seq] * bool(n)
-                done = max(done, last)
-        return count, firsts
-
-    def retained(self, pattern: str) -> list[TopicInfo]:
-        """The topics in ``pattern`` that have messages."""
-        found: dict[str, TopicInfo] = {}
-        for table in self.log.tables():
-            for channel, count, last in self.rows(f"SELECT channel, count(*), max(seq) FROM {table} GROUP BY channel"):
-                name = self.log.names[channel]
-                if matches(pattern, name):
-                    at = self.value(f"SELECT at FROM {table} WHERE seq = ?", (last,))
-                    known = found.get(name, TopicInfo(name, 0, at))
-                    found[name] = TopicInfo(name, known.messages + count, max(known.last or at, at))
-        return [found[name] for name in sorted(found)]

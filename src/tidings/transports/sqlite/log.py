@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any, cast
-from zlib import crc32
 
 import apsw
 from msgspec import Struct
@@ -23,13 +22,9 @@ from tidings.kernel.message import Message
 from tidings.kernel.topics import DEAD, REPLY, is_pattern
 from tidings.transports._matcher import Matcher
 from tidings.transports._points import passed
-from tidings.transports._records import messages, record
+from tidings.transports._records import OVERHEAD, Found, Row, messages
 
-Row = tuple[tuple[str, int], float | None, int | None, bytes]
-"""((destination, priority), due, slot, record): a message on its way into the log; ``due`` None: at once."""
-
-SCHEMA, SLOTS, END = 2, 64, 2**62
-OVERHEAD = 48  # bytes a row costs beside its record, index entry included
+SCHEMA, END = 2, 2**62
 MOST_BYTES, FEW = 32 * 2**20, 50  # read at once, as far as the average size tells; so many of the largest are < 1 GB
 # The GIL is let go at every step of a statement, and a busy thread then keeps it for a while: few large statements.
 # More new rows than FLOOD are not looked through: everybody is woken.
@@ -64,39 +59,6 @@ def _regex(pattern: str) -> re.Pattern[str]:
     """``topics.matches`` as an expression, to look through many thousand topics."""
     parts = [{"*": r"[^.]+", ">": r".+"}.get(part, re.escape(part)) for part in pattern.split(".")]
     return re.compile(("(?!_)" if pattern[0] in "*>" else "") + r"\.".join(parts))
-
-
-def slot_of(key: str | None) -> int | None:
-    """Which slot of an ordered group a key belongs to; without a key its number decides."""
-    return None if key is None else crc32(key.encode()) & 63
-
-
-def freeze(sealed: Iterable[Message[Any]], now: float) -> tuple[list[Row], int]:
-    """Messages as rows, and their size."""
-    rows, size = list[Row](), 0
-    for m in sealed:
-        due, key, stored = m.deliver_at, m.key, record(m)
-        if due is not None and due <= now:
-            due = None
-        slot = None if key is None else crc32(key.encode()) & 63
-        rows.append(((m.address or m.topic, m.priority), due, slot, stored))
-        size += len(stored)
-    return rows, size + OVERHEAD * len(rows)
-
-
-class Found(Struct):
-    """Messages in the log, and their numbers."""
-
-    numbers: Sequence[int] = ()
-    messages: list[Message[Any]] = []  # msgspec copies it
-
-    def add(self, other: Found) -> None:
-        self.numbers = [*self.numbers, *other.numbers] if self.numbers else other.numbers
-        self.messages = [*self.messages, *other.messages] if self.messages else other.messages
-
-    def only(self, wanted: Callable[[int, Message[Any]], bool]) -> Found:
-        kept = [pair for pair in zip(self.numbers, self.messages, strict=True) if wanted(*pair)]
-        return Found([number for number, _ in kept], [message for _, message in kept])
 
 
 class Steps:
@@ -160,7 +122,8 @@ class Log(Steps):
         self.channels: dict[tuple[str, int], int] = {}
         self.topics: dict[int, tuple[str, int]] = {}
         self.by_topic: dict[str, list[int]] = {}
-        self.known, self.version, self.seq, self.bytes, self.audience = 0, -1, 0, 0, -1
+        self.known, self.version, self.seq, self.audience = 0, -1, 0, -1
+        self.bytes = self.delayed = self.appended = 0  # of these bytes so many are delayed; so many pending
         self.listeners: Matcher[str] | None = None  # to the patterns of all groups; None: to be read
         self.unrouted: list[str] = []  # what nobody listens to, of this transaction
         self.segments: list[Segment] = []
@@ -171,8 +134,8 @@ class Log(Steps):
     def begin(self, now: float) -> None:
         """Learn what others did since. First in every transaction."""
         self.now = now
-        query = "SELECT seq, segments, groups, bytes, (SELECT max(id) FROM channel) FROM meta"
-        self.seq, version, audience, self.bytes, newest = self.value(query)
+        query = "SELECT seq, segments, groups, bytes, delayed, (SELECT max(id) FROM channel) FROM meta"
+        self.seq, version, audience, self.bytes, self.delayed, newest = self.value(query)
         if audience != self.audience:
             self.audience, self.listeners = audience, None
         if version != self.version:
@@ -181,7 +144,7 @@ class Log(Steps):
         if (newest or 0) > self.known:
             for row in self.rows("SELECT id, topic, priority FROM channel WHERE id > ? ORDER BY id", (self.known,)):
                 self._know(*row)
-        self.touched, self.delayed_until, self.pending, self.unrouted = set(), None, [], []
+        self.touched, self.delayed_until, self.pending, self.appended, self.unrouted = set(), None, [], 0, []
         if self.seen < 0:
             self.seen = self.seq
         elif self.seq > self.seen:
@@ -232,6 +195,7 @@ class Log(Steps):
                     mend="let its groups catch up, drop those that are gone (tidings groups drop), or raise max_size",
                 )
         self.bytes += size
+        self.appended += size
         self.pending += rows
 
     def flush(self) -> None:
@@ -240,12 +204,14 @@ class Log(Steps):
             return
         pending, self.pending = self.pending, []
         self._roll_if_full()
+        self.appended = 0
         channels, now, seq = self.channels, self.now, self.seq
         values, new = list[Any](), set[int]()
         for where, due, slot, stored in pending:
             channel = channels.get(where) or self._channel(where)
             if due is not None and due > now:
                 self._delay(due, channel, slot, stored)
+                self.delayed += len(stored) + OVERHEAD
                 continue
             seq += 1
             new.add(channel)
@@ -256,7 +222,7 @@ class Log(Steps):
                 values += (seq, channel, slot, now, stored)
         self._insert(f"log_{self.segments[-1].n}", values)
         self.seq = seq
-        self.run("UPDATE meta SET seq = ?, bytes = ?", (seq, self.bytes))
+        self.run("UPDATE meta SET seq = ?, bytes = ?, delayed = ?", (seq, self.bytes, self.delayed))
         if self.touched is not None:
             self.touched |= new
         self._count_unrouted(new, pending)
@@ -291,7 +257,9 @@ class Log(Steps):
         if due:
             self.con.executemany("DELETE FROM delayed WHERE due = ? AND n = ?", [row[:2] for row in due])
             passed("delayed.move")
-            self.append([(self.topics[row[2]], None, *row[3:]) for row in due], 0, bounded=False)
+            size = sum(len(row[4]) + OVERHEAD for row in due)
+            self.bytes, self.delayed = self.bytes - size, self.delayed - size
+            self.append([(self.topics[row[2]], None, *row[3:]) for row in due], size, bounded=False)
             self.flush()
         return len(due) == limit
 
@@ -302,7 +270,7 @@ class Log(Steps):
 
     def _filled(self) -> int:
         """Bytes in the newest table."""
-        return self.bytes - sum(segment.bytes for segment in self.segments[:-1])
+        return self.bytes - self.delayed - self.appended - sum(segment.bytes for segment in self.segments[:-1])
 
     def _roll_if_full(self) -> None:
         rows = self.seq - self.segments[-1].first + 1
@@ -385,8 +353,7 @@ class Log(Steps):
                 continue
             if not count:
                 return Found(), limit
-            dense = last - first + 1 == count
-            given = range(first, last + 1) if dense else list(map(int, numbers.split(",")))
+            given = range(first, last + 1) if last - first + 1 == count else list(map(int, numbers.split(",")))
             return Found(given, messages(records, count)), limit
 
     @staticmethod

@@ -1,7 +1,7 @@
 -- One row: the sequence counter (numbers are never reused), versions of the segment list and of what groups read, and
--- the log's size in bytes.
-CREATE TABLE meta(seq INTEGER NOT NULL, segments INTEGER NOT NULL, groups INTEGER NOT NULL, bytes INTEGER NOT NULL);
-INSERT INTO meta VALUES (0, 0, 0, 0);
+-- the size in bytes of what is in the log or delayed; of which delayed.
+CREATE TABLE meta(seq INTEGER NOT NULL, segments INTEGER NOT NULL, groups INTEGER NOT NULL, bytes INTEGER NOT NULL, delayed INTEGER NOT NULL);
+INSERT INTO meta VALUES (0, 0, 0, 0, 0);
 
 -- A record is a whole message (transports/_records.py). The log is a chain of tables log_<n>; the newest has no `last` yet. Retention drops whole tables.
 CREATE TABLE segment(n INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER, bytes INTEGER NOT NULL, born REAL NOT NULL);

@@ -5,30 +5,33 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import apsw
+from msgspec import DecodeError
 
 from tidings.kernel import transport as spi
 from tidings.kernel.clock import current_clock
 from tidings.kernel.errors import BusError, NotOpen, TooLarge
 from tidings.kernel.message import Message, seconds
-from tidings.kernel.topics import DEAD, GROUP
-from tidings.kernel.transport import Delivery, Event, Failure
+from tidings.kernel.topics import GROUP, matches
+from tidings.kernel.transport import Event, Failure, GroupInfo, TopicInfo
 from tidings.transports._matcher import Matcher
+from tidings.transports._numbers import unpack
+from tidings.transports._records import Found, freeze
 
-from . import SQLite, connect, size
-from .claims import Claims, Outgoing, Taken
-from .log import END, Interest, Log, freeze
+from . import SQLite, connect, size, translate
+from .claims import Claims, Outgoing
+from .consumers import GroupConsumer, LiveConsumer, Waiting
+from .groups import Group, Groups
+from .log import END, Interest, Log, sql
 from .writer import News, Writer, forked
 
 T = TypeVar("T")
 
 MAX_PAYLOAD = 16 * 1024 * 1024
-LIVE_BUFFER = 1024
 INHERITED: list[Any] = []  # open buses: a fork's child keeps them, for closing them would damage its parent's
 
 NATIVE = ("ordered", "delay", "crash_count", "start", "replay", "priority", "expiry", "wildcards", "peek", "request")
@@ -61,7 +64,7 @@ class SQLiteTransport:
         if any(bus.path == self.path and bus.forked for bus in INHERITED):
             raise forked(self.path)  # SQLite would take its parent's locks on the file for its own
         self.notify, self.clock, self.loop = notify, current_clock(), asyncio.get_running_loop()
-        self.matcher: Matcher[_Waiting] = Matcher()
+        self.matcher: Matcher[Waiting] = Matcher()
         self.consumers: dict[int, list[GroupConsumer]] = {}
         con = connect(self.path)
         self.client = connect(self.path, read=True)
@@ -123,9 +126,10 @@ class SQLiteTransport:
     def _told(self, news: News) -> None:
         """After a commit, of this process or another: who has something to do?"""
         for lost in news.lost:
-            if (heir := self.steps.claims.get(lost.id)) is not None:  # of what was extended
-                for _, delivery in list(lost.seen.values()):
-                    delivery.session = heir if delivery.token in heir.todo else lost
+            if (heir := self.steps.claims.get(lost.id)) is not None and isinstance(lost.owner, GroupConsumer):
+                for delivery in lost.owner.extended:
+                    if delivery.session is lost and delivery.token in heir.todo:
+                        delivery.session = heir
             lost.alive = False
         for group in news.groups:
             for consumer in self.consumers.get(group, ()):
@@ -172,19 +176,21 @@ class SQLiteTransport:
                 log = self._log(con)
                 log.begin(self.clock.now())
                 return reading(Claims(con, log, 0.0, 0.0))
+            except (apsw.Error, DecodeError) as error:
+                raise translate(error, self.path) from error
             finally:
                 con.close()
 
         return await asyncio.to_thread(look)
 
     async def topics(self, pattern: str = ">") -> Sequence[spi.TopicInfo]:
-        return await self._look(lambda steps: steps.retained(pattern))
+        return await self._look(lambda steps: retained(steps, pattern))
 
     async def groups(self, pattern: str = ">") -> Sequence[spi.GroupInfo]:
-        return await self._look(lambda steps: steps.describe(pattern))
+        return await self._look(lambda steps: describe(steps, pattern))
 
     async def peek(self, pattern: str, after: int = 0, limit: int = 100) -> Sequence[spi.Stored]:
-        found = await self._look(lambda steps: steps.read(pattern, after, limit))
+        found = await self._look(lambda steps: read(steps, pattern, after, limit))
         return [spi.Stored(*stored) for stored in zip(found.numbers, found.messages, strict=True)]
 
     async def rename(self, group: str, to: str) -> None:
@@ -200,174 +206,67 @@ class SQLiteTransport:
         return await self.writer.submit(partial(self.steps.tick, name, due))
 
 
-class _Waiting:
-    """Something that waits for messages: ``wake`` may come at any time, also before anybody waits."""
-
-    lease: float
-
-    def __init__(self, transport: SQLiteTransport, *patterns: str) -> None:
-        self.transport, self.loop, self.patterns = transport, transport.loop, patterns
-        self.stopped = self.closed = self.hot = False
-        self.future: asyncio.Future[None] | None = None
-        for pattern in patterns:
-            transport.matcher.add(pattern, self)
-
-    def wake(self) -> None:
-        self.hot = True
-        if self.future is not None and not self.future.done():
-            self.future.set_result(None)
-
-    def stop(self) -> None:
-        self.stopped = True
-        self.wake()
-
-    def forget(self) -> None:
-        self.closed = True
-        for pattern in self.patterns:
-            self.transport.matcher.remove(pattern, self)
-
-    async def sleep(self, until: float | None = None) -> None:
-        """Until woken; or until the wall clock says ``until``."""
-        if self.hot:
-            return
-        self.future = self.loop.create_future()
-        if until is None:
-            await self.future
-        else:
-            timer = self.loop.call_later(max(0.001, until - self.transport.clock.now()), self.wake)
-            await self.future
-            timer.cancel()
+# -- looking inside: in a read transaction, on a connection of its own ---------------------------------------------
 
 
-class GroupConsumer(_Waiting):
-    """A member of a group."""
-
-    def __init__(self, transport: SQLiteTransport, group: int, subscription: spi.Subscription) -> None:
-        super().__init__(transport, subscription.pattern, f"{GROUP}{subscription.group}")
-        self.group, self.subscription, self.lease = group, subscription, transport.lease
-        self.siblings = transport.consumers.setdefault(group, [])
-        self.siblings.append(self)
-        self.more = True  # perhaps there is more to claim
-        self.due: float | None = None
-
-    async def receive(self, limit: int) -> Sequence[Delivery]:
-        transport = self.transport
-        while not self.stopped:
-            if not self.more:
-                await self.sleep(self.due)
-            self.hot = False
-            if self.subscription.ordered and self.siblings[0] is not self:  # one process holds each key once
-                await self.sleep()
-                continue
-            taken = await transport.writer.submit(partial(transport.steps.claim, self.group, limit, self), soft=True)
-            self.more, self.due = taken.more, taken.due
-            if deliveries := self._deliveries(taken):
-                return deliveries
-        return ()
-
-    def _deliveries(self, taken: Taken) -> list[Delivery]:
-        again = [Delivery(message, h, seq, h.failures, h.crashes, h.suspect) for h, seq, message in taken.takes]
-        claim: Any = taken.claim
-        fresh = zip(taken.found.messages, taken.found.numbers, strict=True)
-        return again + [Delivery(message, claim, seq) for message, seq in fresh]
-
-    async def settle(self, settlements: Sequence[spi.Settlement]) -> Sequence[Failure]:
-        transport = self.transport
-        outgoing: dict[int, Outgoing | Failure] = {}
-        for index, settlement in enumerate(settlements):
-            if settlement.outgoing:
-                rows = transport.prepare(settlement.outgoing)
-                outgoing[index] = Failure(index, "rejected", rows) if isinstance(rows, TooLarge) else rows
-        step = partial(transport.steps.settle, settlements, outgoing)
-        failures = await transport.writer.submit(
-            step, soft=all(s.action is spi.ACK and not s.outgoing for s in settlements)
-        )
-        if fenced := sum(failure.kind == "fenced" for failure in failures):
-            transport.notify(Event("fenced", fenced, self.subscription.group or ""))
-        return failures
-
-    async def extend(self, deliveries: Sequence[Delivery]) -> None:
-        now = time.monotonic()
-        for delivery in deliveries:
-            delivery.session.seen[delivery.token] = now, delivery  # type: ignore[attr-defined]
-
-    async def mark(self, delivery: Delivery) -> bool:
-        step: Any = partial(self.transport.steps.mark, delivery.session, delivery.token)  # type: ignore[arg-type]
-        return bool(await self.transport.writer.submit(step))
-
-    async def close(self) -> None:
-        self.stop()
-        if self.closed:
-            return
-        self.forget()
-        self.siblings.remove(self)
-        for sibling in self.siblings:
-            sibling.wake()
-        step = partial(self.transport.steps.close, self.group, self, not self.siblings)
-        if self.transport._writer is not None:
-            await self.transport.writer.submit(step)
+def read(steps: Groups, pattern: str, after: int, limit: int) -> Found:
+    """Retained messages of a pattern beyond ``after``, dead letters too."""
+    interest, found = Interest(), Found()
+    interest.add(steps.log.matching(pattern), True)
+    while len(found.numbers) < limit and after < steps.log.seq:
+        some, after = steps.log.scan(interest, after, limit - len(found.numbers))
+        found.add(some)
+    return found
 
 
-class LiveConsumer(_Waiting):
-    """A live copy: it reads the log from its head, keeps 1,024 messages, and settles nothing."""
+def describe(steps: Groups, pattern: str) -> list[GroupInfo]:
+    """The groups whose name is in ``pattern``. Needs a read transaction only."""
+    found = steps.rows("SELECT id, name FROM grp ORDER BY name")
+    return [_info(steps, steps.group(id)) for id, name in found if matches(pattern, name)]
 
-    lease = float("inf")
 
-    def __init__(self, transport: SQLiteTransport, pattern: str) -> None:
-        super().__init__(transport, pattern)
-        self.session, self.buffer, self.interest, self.known = spi.Session(), deque[Delivery](), Interest(), 0
-        self._refresh()
-        self.position = transport.view.seq
+def _info(steps: Groups, group: Group) -> GroupInfo:
+    name, app, held, parked, first, dead, members = steps.value(sql("groups"), {"grp": group.id})
+    claims = steps.rows("SELECT todo FROM claim WHERE grp = ?", (group.id,))
+    todo = [seq for (blob,) in claims for seq in unpack(blob)]
+    lag, firsts = _lag(steps, group)
+    unsettled = min([*todo, *firsts, *([first] if first else [])], default=0)
+    oldest = steps.log.stored_at(unsettled)
+    now = (p for p, _, last in group.patterns if last == END and not p.startswith(GROUP))
+    return GroupInfo(name, app, next(now, ""), lag, len(todo) + held, parked, dead, oldest, members)
 
-    def _refresh(self) -> None:
-        view, (pattern,) = self.transport.view, self.patterns
-        view.begin(self.transport.clock.now())
-        if view.known > self.known:
-            self.interest.add(view.matching(pattern, self.known), pattern.startswith(DEAD))
-            self.known = view.known
 
-    def wake(self) -> None:
-        if not self.stopped:
-            with self.transport.view.con:
-                self._read()
-        super().wake()
+def _lag(steps: Groups, group: Group) -> tuple[int, list[int]]:
+    """How many messages wait for the group, and the first of each channel."""
+    table, place = ("slot", "slot") if group.ordered else ("cursor", "priority")
+    after = dict(steps.rows(f"SELECT {place}, seq FROM {table} WHERE grp = ?", (group.id,)))
+    mine = f"(SELECT seq FROM slot s WHERE grp = {group.id} AND s.slot = coalesce(m.slot, m.seq & 63))"
+    where = "WHERE channel = ? AND seq > ? AND seq <= ?" + (f" AND seq > {mine}" if group.ordered else "")
+    count, firsts, ranges = 0, list[int](), dict[int, list[tuple[int, int]]]()
+    for pattern, first, last in group.patterns:
+        for channel in steps.log.matching(pattern):
+            cursor = min(after.values()) if group.ordered else after[steps.log.topics[channel][1]]
+            ranges.setdefault(channel, []).append((max(first - 1, cursor), last))
+    for channel, stretches in ranges.items():
+        done = -1  # an old pattern and a new one may both match
+        for low, last in sorted(stretches):
+            for stored in steps.log.tables():
+                n, seq = steps.value(
+                    f"SELECT count(*), min(seq) FROM {stored} m {where}", (channel, max(low, done), last)
+                )
+                count, firsts = count + n, firsts + [seq] * bool(n)
+            done = max(done, last)
+    return count, firsts
 
-    def _read(self) -> None:
-        view, dropped, stretches = self.transport.view, 0, 8
-        self._refresh()
-        while self.position < view.seq and stretches:
-            found, self.position = view.scan(self.interest, self.position, LIVE_BUFFER)
-            self.buffer.extend(Delivery(message, self.session) for message in found.messages)
-            while len(self.buffer) > LIVE_BUFFER:
-                self.buffer.popleft()
-                dropped += 1
-            stretches -= 1
-        if self.position < view.seq:
-            self.loop.call_soon(self.wake)
-        if dropped:
-            self.transport.notify(Event("dropped", dropped, self.patterns[0]))
 
-    async def receive(self, limit: int) -> Sequence[Delivery]:
-        while not self.stopped:
-            self.hot = False
-            if self.buffer:
-                return [self.buffer.popleft() for _ in range(min(limit, len(self.buffer)))]
-            await self.sleep()
-        return ()
-
-    async def settle(self, settlements: Sequence[spi.Settlement]) -> Sequence[Failure]:
-        failures = []
-        for index, settlement in enumerate(settlements):
-            if settlement.outgoing and (failed := await self.transport.publish(settlement.outgoing)):
-                failures.append(Failure(index, failed[0].kind, failed[0].error))
-        return failures
-
-    async def extend(self, deliveries: Sequence[Delivery]) -> None: ...
-
-    async def mark(self, delivery: Delivery) -> bool:
-        return not self.stopped
-
-    async def close(self) -> None:
-        self.stop()
-        if not self.closed:
-            self.forget()
+def retained(steps: Groups, pattern: str) -> list[TopicInfo]:
+    """The topics in ``pattern`` that have messages."""
+    found: dict[str, TopicInfo] = {}
+    for table in steps.log.tables():
+        for channel, count, last in steps.rows(f"SELECT channel, count(*), max(seq) FROM {table} GROUP BY channel"):
+            name = steps.log.names[channel]
+            if matches(pattern, name):
+                at = steps.value(f"SELECT at FROM {table} WHERE seq = ?", (last,))
+                known = found.get(name, TopicInfo(name, 0, at))
+                found[name] = TopicInfo(name, known.messages + count, max(known.last or at, at))
+    return [found[name] for name in sorted(found)]

@@ -19,7 +19,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 import apsw
-from msgspec import Struct
+from msgspec import DecodeError, Struct
 
 from tidings.kernel.clock import Clock
 from tidings.kernel.errors import BusForked, TidingsError
@@ -177,8 +177,8 @@ class Writer:
             self.con.execute(f"PRAGMA synchronous = {'FULL' if synchronous else 'NORMAL'}")
             self.synchronous = synchronous
         self._begin()
-        passed("begin")
         try:
+            passed("begin")
             done: list[tuple[asyncio.Future[Any] | None, Any, BaseException | None]] = []
             self.groups.begin(time.monotonic())  # first: a rollback restores what it has noted
             self.log.begin(self.clock.now())
@@ -249,8 +249,9 @@ class Writer:
             if now >= self.housekeeping:
                 self.housekeeping = now + HOUSEKEEPING
                 if self.unsynced:
-                    self.con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-                    self.unsynced = False
+                    with suppress(apsw.BusyError):  # another process is at it: next time
+                        self.con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                        self.unsynced = False
                 self._keep_house(now)
         except Exception as error:  # the thread must not die of it: others wait for their commits
             self._event("lost", str(error))
@@ -296,7 +297,7 @@ class Writer:
         return apsw.SQLITE_OK
 
     def _blame(self, error: Exception) -> Exception:
-        return translate(error, self.path) if isinstance(error, apsw.Error) else error
+        return translate(error, self.path) if isinstance(error, apsw.Error | DecodeError | OSError) else error
 
 
 def forked(path: Path) -> BusForked:

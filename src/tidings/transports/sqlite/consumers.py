@@ -1,0 +1,202 @@
+"""What a subscription is on the embedded bus: a member of a group, or a live copy of the log's head."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tidings.kernel import transport as spi
+from tidings.kernel.errors import BusError, TooLarge
+from tidings.kernel.topics import DEAD, GROUP
+from tidings.kernel.transport import Delivery, Event, Failure
+
+from .claims import Outgoing, Taken
+from .log import Interest
+
+if TYPE_CHECKING:
+    from .transport import SQLiteTransport
+
+LIVE_BUFFER = 1024
+
+
+class Waiting:
+    """Something that waits for messages: ``wake`` may come at any time, also before anybody waits."""
+
+    lease: float
+
+    def __init__(self, transport: SQLiteTransport, *patterns: str) -> None:
+        self.transport, self.loop, self.patterns = transport, transport.loop, patterns
+        self.stopped = self.closed = self.hot = False
+        self.future: asyncio.Future[None] | None = None
+        for pattern in patterns:
+            transport.matcher.add(pattern, self)
+
+    def wake(self) -> None:
+        self.hot = True
+        if self.future is not None and not self.future.done():
+            self.future.set_result(None)
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.wake()
+
+    def forget(self) -> None:
+        self.closed = True
+        for pattern in self.patterns:
+            self.transport.matcher.remove(pattern, self)
+
+    async def sleep(self, until: float | None = None) -> None:
+        """Until woken; or until the wall clock says ``until``."""
+        if self.hot:
+            return
+        self.future = self.loop.create_future()
+        if until is None:
+            await self.future
+        else:
+            timer = self.loop.call_later(max(0.001, until - self.transport.clock.now()), self.wake)
+            await self.future
+            timer.cancel()
+
+
+class GroupConsumer(Waiting):
+    """A member of a group."""
+
+    def __init__(self, transport: SQLiteTransport, group: int, subscription: spi.Subscription) -> None:
+        super().__init__(transport, subscription.pattern, f"{GROUP}{subscription.group}")
+        self.group, self.subscription, self.lease = group, subscription, transport.lease
+        self.siblings = transport.consumers.setdefault(group, [])
+        self.siblings.append(self)
+        self.more = True  # perhaps there is more to claim
+        self.extended: Sequence[Delivery] = ()
+        self.due: float | None = None
+
+    async def receive(self, limit: int) -> Sequence[Delivery]:
+        transport = self.transport
+        while not self.stopped:
+            if not self.more:
+                await self.sleep(self.due)
+            self.hot = False
+            if self.subscription.ordered and self.siblings[0] is not self:  # one process holds each key once
+                await self.sleep()
+                continue
+            taken = await transport.writer.submit(partial(transport.steps.claim, self.group, limit, self), soft=True)
+            self.more, self.due = taken.more, taken.due
+            if deliveries := self._deliveries(taken):
+                return deliveries
+        return ()
+
+    def _deliveries(self, taken: Taken) -> list[Delivery]:
+        again = [Delivery(message, h, seq, h.failures, h.crashes, h.suspect) for h, seq, message in taken.takes]
+        claim: Any = taken.claim
+        fresh = zip(taken.found.messages, taken.found.numbers, strict=True)
+        return again + [Delivery(message, claim, seq) for message, seq in fresh]
+
+    async def settle(self, settlements: Sequence[spi.Settlement]) -> Sequence[Failure]:
+        transport = self.transport
+        outgoing: dict[int, Outgoing | Failure] = {}
+        for index, settlement in enumerate(settlements):
+            if settlement.outgoing:
+                rows = transport.prepare(settlement.outgoing)
+                outgoing[index] = Failure(index, "rejected", rows) if isinstance(rows, TooLarge) else rows
+        step = partial(transport.steps.settle, settlements, outgoing)
+        failures = await transport.writer.submit(
+            step, soft=all(s.action is spi.ACK and not s.outgoing for s in settlements)
+        )
+        if fenced := sum(failure.kind == "fenced" for failure in failures):
+            transport.notify(Event("fenced", fenced, self.subscription.group or ""))
+        return failures
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        now = time.monotonic()
+        self.extended = deliveries
+        for delivery in deliveries:
+            delivery.session.seen[delivery.token] = now  # type: ignore[attr-defined]
+
+    async def mark(self, delivery: Delivery) -> bool:
+        step: Any = partial(self.transport.steps.mark, delivery.session, delivery.token)  # type: ignore[arg-type]
+        return bool(await self.transport.writer.submit(step))
+
+    async def close(self) -> None:
+        self.stop()
+        if self.closed:
+            return
+        self.forget()
+        self.extended = ()
+        self.siblings.remove(self)
+        for sibling in self.siblings:
+            sibling.wake()
+        step = partial(self.transport.steps.close, self.group, self, not self.siblings)
+        if self.transport._writer is not None:
+            try:
+                await self.transport.writer.submit(step)
+            except BusError as error:  # what it holds comes back when this process or its lease ends
+                self.transport.notify(Event("lost", 1, str(error)))
+
+
+class LiveConsumer(Waiting):
+    """A live copy: it reads the log from its head, keeps 1,024 messages, and settles nothing."""
+
+    lease = float("inf")
+
+    def __init__(self, transport: SQLiteTransport, pattern: str) -> None:
+        super().__init__(transport, pattern)
+        self.session, self.buffer, self.interest, self.known = spi.Session(), deque[Delivery](), Interest(), 0
+        self._refresh()
+        self.position = transport.view.seq
+
+    def _refresh(self) -> None:
+        view, (pattern,) = self.transport.view, self.patterns
+        view.begin(self.transport.clock.now())
+        if view.known > self.known:
+            self.interest.add(view.matching(pattern, self.known), pattern.startswith(DEAD))
+            self.known = view.known
+
+    def wake(self) -> None:
+        if not self.stopped:
+            with self.transport.view.con:
+                self._read()
+        super().wake()
+
+    def _read(self) -> None:
+        view, dropped, stretches = self.transport.view, 0, 8
+        self._refresh()
+        while self.position < view.seq and stretches:
+            found, self.position = view.scan(self.interest, self.position, LIVE_BUFFER)
+            self.buffer.extend(Delivery(message, self.session) for message in found.messages)
+            while len(self.buffer) > LIVE_BUFFER:
+                self.buffer.popleft()
+                dropped += 1
+            stretches -= 1
+        if self.position < view.seq:
+            self.loop.call_soon(self.wake)
+        if dropped:
+            self.transport.notify(Event("dropped", dropped, self.patterns[0]))
+
+    async def receive(self, limit: int) -> Sequence[Delivery]:
+        while not self.stopped:
+            self.hot = False
+            if self.buffer:
+                return [self.buffer.popleft() for _ in range(min(limit, len(self.buffer)))]
+            await self.sleep()
+        return ()
+
+    async def settle(self, settlements: Sequence[spi.Settlement]) -> Sequence[Failure]:
+        failures = []
+        for index, settlement in enumerate(settlements):
+            if settlement.outgoing and (failed := await self.transport.publish(settlement.outgoing)):
+                failures.append(Failure(index, failed[0].kind, failed[0].error))
+        return failures
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None: ...
+
+    async def mark(self, delivery: Delivery) -> bool:
+        return not self.stopped
+
+    async def close(self) -> None:
+        self.stop()
+        if not self.closed:
+            self.forget()
