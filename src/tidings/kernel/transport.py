@@ -54,7 +54,7 @@ class Capabilities(Struct, frozen=True, kw_only=True):
 class Event(Struct, frozen=True):
     """Something that happened to a transport, told by ``notify``."""
 
-    kind: Literal["connected", "lost", "fenced", "dropped", "unrouted", "recovered", "clock"]
+    kind: Literal["connected", "lost", "fenced", "dropped", "unrouted", "recovered", "clock", "retention", "wal"]
     count: int = 1
     detail: str = ""
 

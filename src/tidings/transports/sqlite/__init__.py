@@ -220,6 +220,12 @@ def _is_bus(con: apsw.Connection, path: Path) -> bool:
             why=f"its schema is {schema}, this version knows up to {SCHEMA}",
             mend="pip install --upgrade tidings",
         )
+    if 0 < schema < SCHEMA and owner == APPLICATION:
+        raise errors.BusUnavailable(
+            f"{path} was written by an older Tidings",
+            why=f"its schema is {schema}, this version reads {SCHEMA}",
+            mend="let its groups catch up with the version that wrote it, then begin a new file",
+        )
     if owner != APPLICATION and tables:
         raise errors.BusCorrupt(f"{path} is no bus", why="it is another program's database", mend="name another file")
     return bool(owner == APPLICATION)

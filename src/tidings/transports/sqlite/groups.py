@@ -302,6 +302,10 @@ class Groups(Steps):
             old = (log.last_at(segment) or 0.0) < log.now - self.keep
             if not (old or log.bytes + need > log.max_size) or self._needed(segment.last):
                 return
+            for name, id in self.rows("SELECT name, id FROM grp WHERE seen <= ?", (log.now - ABANDONED,)):
+                if self._needs(self.group(id), segment.last):
+                    told = f"{name} has had no member for 7 days: what was stored up to number {segment.last} is gone"
+                    self.events.append(Event("retention", 1, told))
             log.drop(segment)
 
     def _needed(self, last: int) -> bool:

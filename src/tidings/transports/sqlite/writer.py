@@ -41,6 +41,7 @@ RETENTION = 5.0
 STEP = 1.0  # seconds that the wall clock jumps against the monotonic one: it was set
 SYNC = 0.010  # seconds that soft commits may wait for the disk, while there are others
 WAL_PAGES = 4000  # 16 MiB: then the log is copied into the file, without waiting for readers
+WAL_LARGE = 4 * WAL_PAGES  # reported, and again whenever it has doubled
 
 
 class News(Struct):
@@ -67,7 +68,7 @@ class Writer:
         self.version = -1
         self.lively = self.housekeeping = self.retention = 0.0
         self.next_due: float | None = None
-        self.pages = 0
+        self.pages, self.wal_told = 0, WAL_LARGE
         self.con.set_wal_hook(self._wal)
         self.stuck = False
         self.ahead = clock.now() - clock.monotonic()
@@ -165,10 +166,20 @@ class Writer:
         self._answer(done, self._news())
         self.log.seen = self.log.seq
         if self.pages > WAL_PAGES:
-            self.pages = 0
-            passed("checkpoint")
-            with suppress(apsw.Error):
-                self.con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        """Copy the write-ahead log into the file, as far as readers let us; one that stays holds up all of it."""
+        pages, self.pages = self.pages, 0
+        passed("checkpoint")
+        with suppress(apsw.Error):
+            self.con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+        if pages < WAL_LARGE:
+            self.wal_told = WAL_LARGE
+        elif pages >= self.wal_told:
+            self.wal_told = pages * 2
+            told = f"the write-ahead log has grown to {pages // 256:,} MiB: something reads in one long transaction"
+            self._event("wal", told)
 
     def _transaction(self, jobs: list[Job]) -> list[tuple[asyncio.Future[Any] | None, Any, BaseException | None]]:
         overdue = self.clock.monotonic() - self.synced > SYNC
