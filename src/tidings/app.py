@@ -299,10 +299,11 @@ class App(Router):
         """
         by_bus: dict[str, list[Message[Any]]] = {}
         for draft in messages:
-            now = (self._buses.get(draft.bus) or self._bus(draft.bus)).clock.now()
-            by_bus.setdefault(draft.bus, []).append(seal(draft, now=now, source=self.name))
-        for name, sealed in by_bus.items():
-            await self._bus(name).publish(sealed)
+            by_bus.setdefault(draft.bus, []).append(draft)
+        buses = [(self._buses.get(name) or self._bus(name), drafts) for name, drafts in by_bus.items()]
+        ready = [(b, [seal(d, now=b.clock.now(), source=self.name) for d in drafts]) for b, drafts in buses]
+        for bus, sealed in ready:
+            await bus.publish(sealed)
 
     @overload
     async def request(self, service: Service[Q, R], data: Q, /, *, timeout: Duration = ...) -> R: ...

@@ -57,7 +57,7 @@ def _writer(kind: type) -> Callable[[Any], tuple[bytes, str]]:
     def to_json(data: Any) -> tuple[bytes, str]:
         body = write(data)
         # JSON has no NaN: encoders write null, which another reader would take for nothing; pydantic may write NaN
-        doubtful = b"null" in body or (model and (b"NaN" in body or b"Infinity" in body))
+        doubtful = body.find(b"null") >= 0 or (model and (b"NaN" in body or b"Infinity" in body))
         if doubtful and not _finite(msgspec.to_builtins(data, str_keys=True, enc_hook=_foreign)):
             raise ValueError("JSON has no NaN and no infinity: publish None")
         return body, JSON
@@ -78,26 +78,28 @@ def seal(
 
     Raises ``PayloadRefused``; ``InvalidOption`` for a message that would expire before it is due.
     """
-    if not draft.type and draft.address is None:  # made by hand, not by a topic
-        refuse_reserved(check_topic(draft.topic))
-    body, content_type = (draft.body, draft.content_type) if draft.data is UNSET else encode(draft.data)
-    deliver_at = draft.deliver_at if draft.delay is None else now + draft.delay
-    expires_at = draft.expires_at if draft.expires is None else now + draft.expires
-    if deliver_at is not None and expires_at is not None and deliver_at >= expires_at:
-        raise InvalidOption("a message would expire before it is due", mend="let `expires` be longer than `delay`")
+    d: Any = draft
+    usual = d.headers is d.delay is d.deliver_at is d.expires is d.expires_at is d.reply_to is d.correlation_id
+    if usual and parent is d.causation_id is d.address is None and not d.priority and d.type and d.data is not UNSET:
+        body, content_type = encode(d.data)
+        id, source = d.id or id or new_id(), d.source or source
+        return Message(d.topic, body, id, d.key, d.time or now, d.type, source, content_type, bus=d.bus)
+    if not d.type and d.address is None:  # made by hand, not by a topic
+        refuse_reserved(check_topic(d.topic))
+    body, content_type = (d.body, d.content_type) if d.data is UNSET else encode(d.data)
     if type(body) is not bytes:
         raise PayloadRefused(f"a body cannot be {type(body).__name__}", mend="Message(topic, data=payload)")
-    if not 0 <= draft.priority <= 9:
-        raise InvalidOption(f"priority cannot be {draft.priority}", mend="0 (default) to 9, higher first")
-    correlation = draft.correlation_id
-    if parent is not None and correlation is None:
-        correlation = parent.correlation_id or parent.id
-    causation = draft.causation_id if parent is None else parent.id
-    id = draft.id or id or new_id()
-    who = draft.key, draft.time or now, draft.type, draft.source or source
-    about = (*who, content_type, draft.headers, draft.priority)
-    ways = deliver_at, expires_at, draft.reply_to, correlation, causation, draft.address
-    return Message(draft.topic, body, id, *about, *ways, bus=draft.bus)
+    deliver_at = d.deliver_at if d.delay is None else now + d.delay
+    expires_at = d.expires_at if d.expires is None else now + d.expires
+    if deliver_at is not None and expires_at is not None and deliver_at >= expires_at:
+        raise InvalidOption("a message would expire before it is due", mend="let `expires` be longer than `delay`")
+    if not 0 <= d.priority <= 9:
+        raise InvalidOption(f"priority cannot be {d.priority}", mend="0 (default) to 9, higher first")
+    correlation = d.correlation_id if parent is None else d.correlation_id or parent.correlation_id or parent.id
+    causation = d.causation_id if parent is None else parent.id
+    about = d.id or id or new_id(), d.key, d.time or now, d.type, d.source or source
+    rest = content_type, d.headers, d.priority, deliver_at, expires_at, d.reply_to, correlation, causation, d.address
+    return Message(d.topic, body, *about, *rest, bus=d.bus)  # type: ignore[arg-type]
 
 
 def refuse_large(message: Message[Any], limit: int) -> None:

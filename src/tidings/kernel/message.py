@@ -73,11 +73,11 @@ class Ids:
         os.register_at_fork(after_in_child=self.renew)
 
     def renew(self) -> None:
-        self.prefix = os.urandom(10).hex()
+        self.prefix = os.urandom(10).hex() + "-"
         self.next = count(1).__next__
 
     def __call__(self) -> str:
-        return f"{self.prefix}-{self.next():x}"
+        return self.prefix + str(self.next())
 
 
 new_id = Ids()

@@ -193,6 +193,8 @@ class Worker:
         """Nothing to do: what is settled may go, and somebody may come."""
         if self.settling.ready:
             self.settling.flushable.set()
+        if self.lanes.suspects:  # one that came up behind a delivery that was lost: nothing is committed for that
+            self.settling.suspected.set()
         if not self.lanes.ready:
             self.busy.discard(self)
         self.wanted.set()

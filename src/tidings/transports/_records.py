@@ -53,13 +53,15 @@ def messages(records: bytes, count: int) -> list[kernel.Message[Any]]:
 
 def freeze(sealed: Iterable[kernel.Message[Any]], now: float) -> tuple[list[Row], int]:
     """Messages as rows, and their size."""
-    rows, size = list[Row](), 0
+    rows, size, where = list[Row](), 0, ("", 0)
     for m in sealed:
         due, key, stored = m.deliver_at, m.key, record(m)
         if due is not None and due <= now:
             due = None
         slot = None if key is None else crc32(key.encode()) & (SLOTS - 1)
-        rows.append(((m.address or m.topic, m.priority), due, slot, stored))
+        if m.topic is not where[0] or m.address is not None or m.priority != where[1]:  # neighbours share it
+            where = (m.address or m.topic, m.priority)
+        rows.append((where, due, slot, stored))
         size += len(stored)
     return rows, size + OVERHEAD * len(rows)
 

@@ -35,7 +35,7 @@ async def test_a_reader_that_stays_is_reported(tmp_path: Path) -> None:
         reader.close()
         for n in range(100):
             await b.publish([message(n)])
-        assert (tmp_path / "bus.db-wal").stat().st_size == grown, "reused from its beginning"
+        assert (tmp_path / "bus.db-wal").stat().st_size < grown + len(MIB), "reused from its beginning"
     assert not (tmp_path / "bus.db-wal").exists()
 
 

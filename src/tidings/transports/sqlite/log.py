@@ -207,15 +207,17 @@ class Log(Steps):
         self.appended = 0
         channels, now, seq = self.channels, self.now, self.seq
         values, new = list[Any](), set[int]()
+        before, channel, dead = None, 0, False
         for where, due, slot, stored in pending:
-            channel = channels.get(where) or self._channel(where)
+            if where is not before:
+                before, dead = where, where[0].startswith(DEAD)
+                channel = channels.get(where) or self._channel(where)
             if due is not None and due > now:
                 self._delay(due, channel, slot, stored)
-                self.delayed += len(stored) + OVERHEAD
                 continue
             seq += 1
             new.add(channel)
-            if where[0][0] == "_" and where[0].startswith(DEAD):
+            if dead:
                 self.run(_insert("dead", 1), (seq, channel, slot, now, stored))
                 self.bytes -= len(stored) + OVERHEAD
             else:
@@ -249,6 +251,7 @@ class Log(Steps):
         n = self.value("SELECT coalesce(max(n), 0) + 1 FROM delayed WHERE due = ?", (due,))
         self.run("INSERT INTO delayed VALUES (?, ?, ?, ?, ?)", (due, n, *row))
         self.delayed_until = min(due, self.delayed_until or due)
+        self.delayed += len(row[-1]) + OVERHEAD
 
     def move_due(self, limit: int = 1000) -> bool:
         """Delayed messages that are due enter the log; True: perhaps there are more."""
