@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import copy_context
@@ -39,6 +40,7 @@ from .transports._records import messages, record
 THREAD_CHUNK, PROCESS_CHUNK = 0.001, 0.005  # seconds of work that chunks aim at
 MOST, MOST_BYTES = 256, 1024 * 1024  # calls in a chunk; bytes of bodies in one for a child
 GRACE, START = 5.0, 60.0  # seconds: for running calls at the end; for a child to import its handler
+AGAIN_CREW = 10.0  # seconds before another number of threads is tried
 AGAIN, AGAIN_MOST = 0.05, 2.0  # seconds before another child is started, when several died without an answer
 
 # a signal to the whole group (Ctrl-C, systemd) is the parent's business: it drains, and ends its children itself
@@ -72,6 +74,45 @@ class Paced:
     def record(self, calls: int, elapsed: float) -> None:
         """A chunk is stopped at its target. If it ran for twice as long it had a slow call in it: back to one."""
         self.mean = self.target if elapsed > 2 * self.target else (self.mean + elapsed / calls) / 2
+
+
+class Crew:
+    """How many of ``most`` threads may run at once: all, unless they take turns at the GIL; then as few as do as much.
+
+    Threads that compute in Python share one processor, and each of them makes everybody else wait for a turn: the event
+    loop and the bus's writer, too. When they take turns, half of them are tried; if those do less, it was wrong.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = self.allowed = most
+        self._tried, self._until = 0, 0.0  # how many there were before half; when to look again
+        self._calls, self._cpu, self._wall, self._busy = 0, 0.0, 0.0, 0
+
+    def record(self, cpu: float, wall: float, busy: int, now: float) -> None:
+        """A call took so many seconds of processor time and of time, among ``busy`` running ones."""
+        self._calls += 1
+        if self._calls <= self.allowed:
+            return  # it began before the last change
+        self._cpu, self._wall, self._busy = self._cpu + cpu, self._wall + wall, self._busy + busy
+        counted = self._calls - self.allowed
+        if counted >= 2 * self.allowed and now >= self._until and self.most > 1:
+            self._decide(self._cpu / max(self._wall, 1e-9) * self._busy / counted, now)
+            self._calls, self._cpu, self._wall, self._busy = 0, 0.0, 0.0, 0
+
+    def _decide(self, load: float, now: float) -> None:
+        """``load``: processors in use; well above 1, the threads let go of the GIL and do not disturb."""
+        tried, self._tried = self._tried, 0
+        if 0.8 <= load <= 1.2:
+            if self.allowed > 1:
+                self._tried, self.allowed = self.allowed, self.allowed // 2
+            elif tried == 1:
+                self.allowed = 2  # perhaps they have changed
+            else:
+                self._tried, self._until = 1, now + AGAIN_CREW
+        elif load < 0.8 and tried > 1:
+            self.allowed, self._until = tried, now + AGAIN_CREW
+        else:
+            self.allowed = min(self.most, 2 * self.allowed)
 
 
 def work_through(call: Call, deliveries: Sequence[Delivery], target: float) -> tuple[float, list[Outcome]]:
@@ -111,18 +152,27 @@ class Threads(Paced):
 
     def __init__(self, call: Call, workers: int, name: str) -> None:
         super().__init__(THREAD_CHUNK)
-        self.call, self.workers, self.name = call, workers, name
+        self.call, self.workers, self.name, self.crew = call, workers, name, Crew(workers)
         self._jobs, self._threads, self._busy = SimpleQueue[Callable[[], None] | None](), list[Thread](), 0
+        self._turns = deque[asyncio.Future[None]]()
 
     async def __call__(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
         loop, context = asyncio.get_running_loop(), copy_context()
         future: asyncio.Future[list[Outcome]] = loop.create_future()
 
         def job() -> None:
+            began = time.thread_time()
             done = context.run(work_through, self.call, () if future.cancelled() else deliveries, THREAD_CHUNK)
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(self._report, future, *done)
+                loop.call_soon_threadsafe(self._report, future, time.thread_time() - began, *done)
 
+        while self._busy >= self.crew.allowed:
+            self._turns.append(turn := loop.create_future())
+            try:
+                await turn
+            except asyncio.CancelledError:
+                self._admit()
+                raise
         self._busy += 1
         if len(self._threads) < min(self._busy, self.workers):
             self._threads.append(Thread(target=_work, args=(self._jobs,), name=f"tidings {self.name}", daemon=True))
@@ -130,12 +180,24 @@ class Threads(Paced):
         self._jobs.put(job)
         return await future
 
-    def _report(self, future: asyncio.Future[list[Outcome]], elapsed: float, outcomes: list[Outcome]) -> None:
-        self._busy -= 1
+    def _report(
+        self, future: asyncio.Future[list[Outcome]], cpu: float, elapsed: float, outcomes: list[Outcome]
+    ) -> None:
         if outcomes:
             self.record(len(outcomes), elapsed)
+            self.crew.record(cpu, elapsed, self._busy, time.monotonic())
+        self._busy -= 1
+        self._admit()
         if not future.done():
             future.set_result(outcomes)
+
+    def _admit(self) -> None:
+        """Give their turn to as many as may run."""
+        room = self.crew.allowed - self._busy
+        while self._turns and room > 0:
+            if not (turn := self._turns.popleft()).done():
+                turn.set_result(None)
+                room -= 1
 
     async def close(self, grace: float = GRACE) -> None:
         """End the threads: idle ones now, others after their chunk. What runs after ``grace`` is left alone."""
