@@ -2,7 +2,7 @@
 BIN := .venv/bin
 RUN := $(BIN)/python -m
 
-.PHONY: help demo check test bench docs-tables wheel clean
+.PHONY: help demo check test faults soak bench bench-setup docs-tables wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -20,8 +20,17 @@ check: .venv/.ready ## what must hold before a commit: lint, types, import rules
 test: .venv/.ready ## everything: slow tests, documentation examples, coverage
 	@$(RUN) pytest --cov --cov-report=term
 
-bench: .venv/.ready ## speed, measured on this machine
+faults: .venv/.ready ## every fault in full: 200 rounds of kill -9, full disks, torn files, ...; docs/reliability.md
+	@$(RUN) tests.faults --report docs/reliability.md
+
+soak: .venv/.ready ## a mixed load with random faults, FOR=10m; a plot and a verdict
+	@$(RUN) tests.faults.soak --for $(or $(FOR),10m)
+
+bench: .venv/.ready ## speed, measured on this machine; after `make bench-setup` beside other libraries, too
 	@$(RUN) bench
+
+bench-setup: .venv/.ready ## the other libraries and servers that `make bench` compares with
+	@scripts/bench_setup.sh
 
 docs-tables: .venv/.ready ## docs/transports.md, from the capabilities of the transports
 	@$(BIN)/python scripts/transport_table.py > docs/transports.md.new && mv docs/transports.md.new docs/transports.md

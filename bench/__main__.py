@@ -1,15 +1,15 @@
-"""``python -m bench [scenario ...] [--quick] [--rounds N] [--save]``: measure, print, and with ``--save`` remember."""
+"""``python -m bench [scenario ...] [--quick] [--rounds N] [--save]``: measure, print, plot; ``--save``: remember."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
-
-from .harness import SCENARIOS, Row, described, machine, run, table
+from . import keep
+from .harness import ROOT, SCENARIOS, Report, run
+from .machine import described, machine
+from .show import failed, table
 
 HERE = Path(__file__).parent
 
@@ -19,10 +19,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("scenarios", nargs="*", metavar="scenario", help=f"of {', '.join(SCENARIOS)}; default: all")
     parser.add_argument("--quick", action="store_true", help="small and once: does it run, is it far off?")
     parser.add_argument("--rounds", type=int, help="how often each subject is measured")
-    parser.add_argument("--save", action="store_true", help="append the figures to bench/RESULTS.md")
+    saved = "to bench/RESULTS.md, docs/performance.md and docs/plots too, not only to bench/out"
+    parser.add_argument("--save", action="store_true", help=saved)
     given = parser.parse_args()
     if unknown := set(given.scenarios).difference(SCENARIOS):
         parser.error(f"no scenario {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}")
+    if given.rounds is not None and given.rounds < 1:
+        parser.error("--rounds is at least 1")
     return given
 
 
@@ -32,39 +35,40 @@ def told(line: str) -> None:
         print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
 
-def save(rows: list[Row], sections: list[str], about: dict[str, str]) -> None:
-    """A dated section of RESULTS.md with the command that makes it again."""
-    command = f"python -m bench {' '.join(sys.argv[1:])}".strip()
-    head = f"## {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n\n`{command}`\n\n{described(about)}\n"
-    with (HERE / "RESULTS.md").open("a") as results:
-        results.write("\n" + head + "\n" + "\n\n".join(sections) + "\n")
+def show(report: Report) -> None:
+    print("\n".join((f"\n{report.scenario} ({report.seconds:.0f} s)", table(report), *report.notes)), flush=True)
 
 
-def keep(rows: list[Row], about: dict[str, str]) -> Path:
-    """Every single value, for whoever wants to compute with them."""
-    out = HERE / "out"
-    out.mkdir(exist_ok=True)
-    path = out / f"{datetime.now(UTC):%Y%m%d-%H%M%S}.json"
-    record = {"machine": about, "command": sys.argv[1:], "rows": rows}
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(record)))
-    return path
+def finish(kept: keep.Run, save: bool) -> None:
+    """Keep what was measured, also of a run that was cut short."""
+    print(f"\nevery value: {keep.every_value(kept, HERE / 'out')}")
+    for path in keep.plots(kept, ROOT / "docs" / "plots" if save else HERE / "out"):
+        print(f"plot: {path}")
+    if save:
+        keep.append(kept, HERE / "RESULTS.md")
+        keep.fill(kept, ROOT / "docs" / "performance.md")
 
 
 def main() -> int:
     given = arguments()
-    about, rows, sections = machine(), list[Row](), list[str]()
-    print(described(about))
-    for name in given.scenarios or SCENARIOS:
-        found, notes = run(name, given.quick, given.rounds, told)
-        told("")
-        print(f"\n{name}\n{table(found)}" + (f"\n{notes}" if notes else ""), flush=True)
-        rows += found
-        note = f"\n\n```\n{notes}\n```" if notes else ""
-        sections.append(f"### {name}\n\n{table(found, markdown=True)}{note}")
-    if given.save:
-        save(rows, sections, about)
-    print(f"\nevery value: {keep(rows, about)}")
-    return int(any(row.verdict == "failed" for row in rows))
+    kept, lacking = keep.started(sys.argv[1:], machine()), list[str]()
+    print(described(kept.machine))
+    try:
+        for name in given.scenarios or SCENARIOS:
+            try:
+                report = run(name, SCENARIOS[name], given.quick, given.rounds, told)
+            except Exception as error:  # not even its subjects could be told
+                lacking.append(f"{name}: {type(error).__name__}: {error}")
+                continue
+            told("")
+            show(report)
+            kept.reports.append(report)
+            lacking += failed(report)
+    finally:
+        finish(kept, given.save)
+    if lacking:
+        print("\n".join(("could not be measured:", *lacking)))
+    return int(bool(lacking))
 
 
 if __name__ == "__main__":

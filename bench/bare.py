@@ -1,14 +1,17 @@
 """APSW with the least around it that does the same work: what the embedded bus is compared with.
 
 One table with the log's columns and its index, FULL sync, ids from a counter. No groups, retries, leases, retention.
+Twice: in one thread, the physical limit; and as an event loop with a thread that writes, which a bus needs whose
+callers must not wait for the disk (the ``apart`` functions): the fair floor.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -27,6 +30,8 @@ _insert = "INSERT INTO log VALUES " + ",".join(["(?,?,?,?,?,?)"] * CHUNK)
 _encode = msgspec.json.Encoder().encode
 _head = msgspec.msgpack.Encoder().encode
 _decode = msgspec.json.Decoder(Order).decode
+
+Rows = list[tuple[Any, ...]]  # (seq, body)
 
 
 class Bare:
@@ -48,39 +53,59 @@ class Bare:
 
     def insert(self, orders: Sequence[Order], channels: int = 1) -> None:
         """One transaction."""
+        self.con.execute("BEGIN IMMEDIATE")
+        self.store(list(map(_encode, orders)), channels)
+        self.commit()
+
+    def store(self, bodies: Sequence[bytes], channels: int = 1) -> None:
+        """Within a transaction."""
         now, seq, values = time.time(), self.seq, list[Any]()
-        for item in orders:
+        for body in bodies:
             seq += 1
             head = _head((f"id-{seq:x}", None, now, "", "bench", "application/json"))
-            values += (seq, seq % channels, None, now, head, _encode(item))
+            values += (seq, seq % channels, None, now, head, body)
         self.seq = seq
-        self.con.execute("BEGIN IMMEDIATE")
         width = CHUNK * 6
         for at in range(0, len(values) - width + 1, width):
             self.con.execute(_insert, values[at : at + width])
         for at in range(len(values) - len(values) % width, len(values), 6):
             self.con.execute("INSERT INTO log VALUES (?,?,?,?,?,?)", values[at : at + 6])
+
+    def commit(self) -> None:
         self.con.execute("COMMIT")
         if self.pages > CHECKPOINT:
             self.pages = 0
             self.con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
+    def claim(self, after: int, limit: int = BATCH) -> Rows:
+        """Within a transaction."""
+        query = "SELECT seq, body FROM log WHERE seq > ? ORDER BY seq LIMIT ?"
+        rows: Rows = self.con.execute(query, (after, limit)).fetchall()
+        if rows:
+            self.con.execute("INSERT INTO claim VALUES (?, ?)", (after, b"x" * len(rows)))
+        return rows
+
+    def settle(self, after: int) -> None:
+        """What was claimed beyond ``after``."""
+        self.con.execute("DELETE FROM claim WHERE id = ?", (after,))
+
     async def consume(self, after: int, until: int) -> None:
         """Claim a range, decode, await a no-op, settle the range."""
-
-        async def noop(order: Order) -> None:
-            return None
-
         while after < until:
-            query = "SELECT seq, body FROM log WHERE seq > ? ORDER BY seq LIMIT ?"
             self.con.execute("BEGIN IMMEDIATE")
-            rows: list[tuple[Any, ...]] = self.con.execute(query, (after, BATCH)).fetchall()
-            self.con.execute("INSERT OR REPLACE INTO claim VALUES (1, ?)", (b"x" * len(rows),))
-            self.con.execute("COMMIT")
-            for _, body in rows:
-                await noop(_decode(body))
+            rows = self.claim(after)
+            self.commit()
+            await handle(rows)
+            self.settle(after)
             after = rows[-1][0]
-            self.con.execute("DELETE FROM claim")
+
+
+async def handle(rows: Rows) -> None:
+    async def noop(order: Order) -> None:
+        return None
+
+    for _, body in rows:
+        await noop(_decode(body))
 
 
 def publish(folder: Path, messages: int, channels: int = 1) -> float:
@@ -114,38 +139,143 @@ def end_to_end(folder: Path, messages: int) -> float:
     return messages / (time.perf_counter() - began)
 
 
-def concurrent(folder: Path, messages: int, publishers: int) -> float:
-    """A thread commits what has gathered; each publisher waits until its own message is durable."""
-    return asyncio.run(_concurrent(Bare(folder), messages, publishers))
+# -- an event loop and a thread that writes
 
 
-async def _concurrent(bare: Bare, messages: int, publishers: int) -> float:
-    loop, queue = asyncio.get_running_loop(), SimpleQueue[tuple[Order, asyncio.Future[None]] | None]()
+class Writer:
+    """The thread that owns the connection. Jobs come by a queue; those that have gathered are one transaction."""
 
-    def told(futures: list[asyncio.Future[None]]) -> None:
-        for future in futures:
-            future.set_result(None)
+    def __init__(self, bare: Bare) -> None:
+        self.bare = bare
+        self.stored = asyncio.Event()  # set by each commit that stores something
+        self._loop = asyncio.get_running_loop()
+        self._queue = SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None]()
+        self._bodies = list[bytes]()
+        self._thread = Thread(target=self._run)
+        self._thread.start()
 
-    def write() -> None:
-        while (job := queue.get()) is not None:
+    def do(self, job: Callable[[], Any]) -> asyncio.Future[Any]:
+        """What ``job`` returned, once it is durable."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._queue.put((job, future))
+        return future
+
+    def insert(self, bodies: Sequence[bytes]) -> asyncio.Future[Any]:
+        """Done when they are durable."""
+        return self.do(partial(self._bodies.extend, bodies))
+
+    def close(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._queue.get()) is not None:
             jobs = [job]
             with suppress(Empty):
-                while (job := queue.get_nowait()) is not None:
+                while (job := self._queue.get_nowait()) is not None:
                     jobs.append(job)
-            bare.insert([item for item, _ in jobs])
-            loop.call_soon_threadsafe(told, [future for _, future in jobs])
+            self.bare.con.execute("BEGIN IMMEDIATE")
+            done = [(future, work()) for work, future in jobs]
+            stored = len(self._bodies)
+            self.bare.store(self._bodies)
+            self._bodies.clear()
+            self.bare.commit()
+            self._loop.call_soon_threadsafe(self._told, done, stored)
+            if job is None:
+                return
 
-    async def publisher() -> None:
-        for n in range(messages // publishers):
-            future: asyncio.Future[None] = loop.create_future()
-            queue.put((order(n), future))
-            await future
+    def _told(self, done: list[tuple[asyncio.Future[Any], Any]], stored: int) -> None:
+        if stored:
+            self.stored.set()
+        for future, result in done:
+            future.set_result(result)
 
-    writer = Thread(target=write)
-    writer.start()
+
+@asynccontextmanager
+async def writing(folder: Path) -> AsyncIterator[Writer]:
+    writer = Writer(Bare(folder))
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+async def _publish(writer: Writer, messages: int) -> None:
+    orders = [order(n) for n in range(BATCH)]
+    for _ in range(messages // BATCH):
+        await writer.insert(list(map(_encode, orders)))
+
+
+async def _consume(writer: Writer, messages: int) -> None:
+    """While one range is handled the next is claimed, and the one before settled."""
+
+    def claim(after: int) -> asyncio.Future[Any]:
+        writer.stored.clear()
+        return writer.do(lambda: writer.bare.claim(after))
+
+    after, coming = 0, claim(0)
+    while after < messages:
+        rows = await coming
+        if not rows:
+            await writer.stored.wait()
+            coming = claim(after)
+            continue
+        before, after = after, rows[-1][0]
+        coming = claim(after)
+        await handle(rows)
+        settled = writer.do(partial(writer.bare.settle, before))
+    await asyncio.gather(settled, coming)
+
+
+def publish_apart(folder: Path, messages: int) -> float:
+    """Messages a second, 1,000 at a time, each durable before the next."""
+
+    async def measured() -> float:
+        async with writing(folder) as writer:
+            return await _timed(_publish(writer, messages), messages)
+
+    return asyncio.run(measured())
+
+
+def backlog_apart(folder: Path, messages: int) -> float:
+    async def measured() -> float:
+        async with writing(folder) as writer:
+            await _publish(writer, messages)
+            return await _timed(_consume(writer, messages), messages)
+
+    return asyncio.run(measured())
+
+
+def end_to_end_apart(folder: Path, messages: int) -> float:
+    async def both(writer: Writer) -> None:
+        await asyncio.gather(_publish(writer, messages), _consume(writer, messages))
+
+    async def measured() -> float:
+        async with writing(folder) as writer:
+            return await _timed(both(writer), messages)
+
+    return asyncio.run(measured())
+
+
+def concurrent(folder: Path, messages: int, publishers: int) -> float:
+    """The thread commits what has gathered; each publisher waits until its own message is durable."""
+
+    async def measured() -> float:
+        async with writing(folder) as writer:
+
+            async def publisher() -> None:
+                for n in range(messages // publishers):
+                    await writer.insert((_encode(order(n)),))
+
+            async def all_of_them() -> None:
+                await asyncio.gather(*(publisher() for _ in range(publishers)))
+
+            return await _timed(all_of_them(), messages)
+
+    return asyncio.run(measured())
+
+
+async def _timed(work: Coroutine[Any, Any, None], messages: int) -> float:
     began = time.perf_counter()
-    await asyncio.gather(*(publisher() for _ in range(publishers)))
-    took = time.perf_counter() - began
-    queue.put(None)
-    writer.join()
-    return messages / took
+    await work
+    return messages / (time.perf_counter() - began)

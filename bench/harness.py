@@ -1,95 +1,168 @@
-"""What every scenario shares: interleaved rounds, medians with their spread, a table, a record.
+"""What every scenario shares: subjects and their figures, interleaved rounds, medians with their spread, ratios.
 
 Every single measurement runs in a process of its own (``python -m bench.measure``), so that none inherits the heap, the
-threads or the caches of another; rounds go A B A B …, so that a drift of the machine touches all subjects alike.
+threads or the caches of another; rounds go A B A B …, so that a drift of the machine touches all subjects alike. A
+subject that fails is reported, and the others go on.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
-import platform
-import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
+from .histogram import Histogram, Timed
+from .machine import cpu_times, others_share
+
 ROOT = Path(__file__).parents[1]
-SCENARIOS = ("loop", "sqlite", "latency", "headofline", "idle", "imports")
-PATIENCE = 300.0  # seconds a measurement may take
+SCENARIOS = {  # name: module; in the order in which they run
+    "imports": "bench.imports",
+    "loop": "bench.loop",
+    "sqlite": "bench.sqlite",
+    "peers": "bench.beside",
+    "fanout": "bench.fanout",
+    "payload": "bench.sizes",
+    "processes": "bench.processes",
+    "latency": "bench.latency",
+    "headofline": "bench.headofline",
+    "idle": "bench.idle",
+    "growth": "bench.growth",
+    "backlog": "bench.backlog",
+}
+PATIENCE = 900.0  # seconds a measurement may take
 
 
 class Figure(Struct, frozen=True):
-    """One number a subject yields. ``ratio_to`` names the subject whose same figure it is compared with."""
+    """One number a subject yields. ``ratio_to`` names subjects whose same figure it is compared with."""
 
     name: str
     unit: str
     at_most: float | None = None
     at_least: float | None = None
-    ratio_to: str = ""
-    ratio_at_most: float | None = None
+    ratio_to: tuple[str, ...] = ()
+    ratio_at_most: float | None = None  # beside each of them
+    ratio_at_least: float | None = None
 
 
 class Subject(Struct, frozen=True):
-    """One thing measured: ``measure`` returns a number for each of its figures."""
+    """One thing measured: ``measure`` returns a number for each of its figures.
+
+    ``series``: the panel of bars, or the line, it belongs to in a plot. ``at``: its place on the axis of what grows.
+    ``rounds``: at most so many, where one takes long.
+    """
 
     name: str
     figures: tuple[Figure, ...]
-    measure: Callable[[], Sequence[float]]
+    measure: Callable[[], Sequence[float] | Timed]
+    series: str = ""
+    at: float | None = None
+    rounds: int | None = None
 
 
 class Scenario(Struct, frozen=True):
-    """Subjects that belong together; ``notes``: what is reported beside the figures, and is no timing."""
+    """Subjects that belong together. ``grows``: what ``at`` counts. ``notes``: told beside the figures, no timing."""
 
     subjects: tuple[Subject, ...]
     rounds: int = 5
     notes: Callable[[], str] | None = None
+    grows: str = ""
+
+
+class Measurement(Struct):
+    """What one process measured: its figures, and what it used for that, preparation included.
+
+    ``cpu``: seconds, user and system, with its children. ``rss``: peak MiB of the largest of these processes.
+    """
+
+    values: list[float]
+    cpu: float
+    rss: float
+    histogram: Histogram | None = None
+
+
+class Measured(Struct):
+    """A subject with all its rounds. No rounds: ``error`` says why it could not be measured."""
+
+    name: str
+    figures: tuple[Figure, ...]
+    series: str = ""
+    at: float | None = None
+    rounds: list[Measurement] = []
+    error: str = ""
+
+
+class Report(Struct):
+    """A scenario, measured; ``seconds`` is how long that took."""
+
+    scenario: str
+    grows: str
+    subjects: list[Measured]
+    notes: list[str]
+    seconds: float = 0.0
 
 
 class Row(Struct):
-    """A line of the table: a figure of a subject, over all rounds. No ``values``: it could not be measured."""
+    """A line of the table: a figure of a subject, over all rounds."""
 
-    scenario: str
-    subject: str
+    subject: Measured
     figure: Figure
     values: list[float]
-    ratio: float | None = None
-    error: str = ""
+    ratios: dict[str, float]
 
     @property
     def median(self) -> float:
         return median(self.values)
 
     @property
-    def verdict(self) -> Literal["", "ok", "MISSED", "failed"]:
+    def closest(self) -> str:
+        """The one of those it is compared with that is nearest to its bound, or beyond it."""
+        choose = max if self.figure.ratio_at_most is not None else min
+        return choose(self.ratios, key=self.ratios.__getitem__)
+
+    @property
+    def verdict(self) -> Literal["", "ok", "MISSED", "failed", "unknown"]:
+        """``unknown``: there is nothing to compare it with."""
         figure = self.figure
         if not self.values:
             return "failed"
+        bounded = figure.ratio_at_most is not None or figure.ratio_at_least is not None
+        if bounded and not self.ratios:
+            return "unknown"
         met = [
             *([self.median <= figure.at_most] if figure.at_most is not None else ()),
             *([self.median >= figure.at_least] if figure.at_least is not None else ()),
-            *([self.ratio <= figure.ratio_at_most] if figure.ratio_at_most is not None and self.ratio else ()),
+            *(ratio <= figure.ratio_at_most for ratio in self.ratios.values() if figure.ratio_at_most is not None),
+            *(ratio >= figure.ratio_at_least for ratio in self.ratios.values() if figure.ratio_at_least is not None),
         ]
         return "" if not met else "ok" if all(met) else "MISSED"
 
 
-def scenario(name: str, quick: bool) -> Scenario:
-    """A scenario by name; ``quick``: small, to see that it runs."""
-    found: Scenario = importlib.import_module(f"bench.{name}").scenario(quick)
+def timed_figures(*, p50: float | None = None, p99: float | None = None) -> tuple[Figure, ...]:
+    """The figures of ``Timed``, with what is budgeted for two of them."""
+    first = Figure("p50", "ms", at_most=p50), Figure("p99", "ms", at_most=p99)
+    return *first, Figure("p99.9", "ms"), Figure("max", "ms")
+
+
+def scenario(module: str, quick: bool) -> Scenario:
+    """The scenario of a module; ``quick``: small, to see that it runs."""
+    found: Scenario = importlib.import_module(module).scenario(quick)
     return found
 
 
-def measure(name: str, subject: str, quick: bool) -> list[float] | str:
+def measure(module: str, subject: str, quick: bool) -> Measurement | str:
     """One measurement in a fresh process; or why there is none."""
-    command = [sys.executable, "-m", "bench.measure", name, subject, *(["--quick"] if quick else [])]
-    with tempfile.TemporaryDirectory(prefix="tidings-bench-", dir=folder()) as temporary:
+    command = [sys.executable, "-m", "bench.measure", module, subject, *(["--quick"] if quick else [])]
+    with tempfile.TemporaryDirectory(prefix="tidings-bench-", dir=os.environ.get("BENCH_DISK")) as temporary:
         environment = {**os.environ, "BENCH_FOLDER": temporary, "PYTHONPATH": python_path()}
         environment.pop("TIDINGS_URL", None)
         try:
@@ -100,7 +173,7 @@ def measure(name: str, subject: str, quick: bool) -> list[float] | str:
             return f"no result within {PATIENCE:g} s"
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
-    return msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=list[float])
+    return msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=Measurement)
 
 
 def python_path() -> str:
@@ -108,133 +181,45 @@ def python_path() -> str:
     return os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
 
 
-def folder() -> str | None:
-    """Where bus files go: ``BENCH_DISK``, or the temporary folder; a RAM disk would flatter every figure."""
-    return os.environ.get("BENCH_DISK")
-
-
-def run(name: str, quick: bool, rounds: int | None, told: Callable[[str], None]) -> tuple[list[Row], str]:
-    """All rounds of a scenario: its rows, and its notes."""
-    chosen = scenario(name, quick)
-    rows = {s.name: [Row(name, s.name, figure, []) for figure in s.figures] for s in chosen.subjects}
+def run(name: str, module: str, quick: bool, rounds: int | None, told: Callable[[str], None]) -> Report:
+    """All rounds of a scenario."""
+    began, before = time.monotonic(), cpu_times()
+    chosen = scenario(module, quick)
+    subjects = [Measured(s.name, s.figures, s.series, s.at) for s in chosen.subjects]
     total = rounds or (1 if quick else chosen.rounds)
-    before = _cpu()
     for number in range(1, total + 1):
-        for subject in chosen.subjects:
+        for subject, measured in zip(chosen.subjects, subjects, strict=True):
+            if measured.error or number > (subject.rounds or total):
+                continue
             told(f"{name}: round {number} of {total}: {subject.name}")
-            result = measure(name, subject.name, quick)
-            for index, row in enumerate(rows[subject.name]):
-                if isinstance(result, str):
-                    row.error = result
-                else:
-                    row.values.append(result[index])
-    for group in rows.values():
-        for index, row in enumerate(group):
-            beside = rows.get(row.figure.ratio_to)
-            if beside and beside[index].values and row.values:
-                row.ratio = row.median / beside[index].median
-    shared = f"others used {max(0.0, others_share(before, _cpu())):.0f} % of the processors meanwhile"
-    notes = "\n".join((shared, *([chosen.notes()] if chosen.notes else ())))
-    return [row for group in rows.values() for row in group], notes
+            result = measure(module, subject.name, quick)
+            if isinstance(result, str):
+                measured.error = result
+            else:
+                measured.rounds.append(result)
+    shared = f"others used {max(0.0, others_share(before, cpu_times())):.0f} % of the processors meanwhile"
+    notes = [shared, *([_asked(chosen.notes)] if chosen.notes else ())]
+    return Report(name, chosen.grows, subjects, notes, time.monotonic() - began)
 
 
-class Cpu(NamedTuple):
-    """Seconds of processor time since the start: all there was, what all used, and what our children did."""
-
-    there: float
-    used: float
-    ours: float
-
-
-def _cpu() -> Cpu:
-    """Linux only; elsewhere nobody is seen."""
-    stat, mine = Path("/proc/stat"), resource.getrusage(resource.RUSAGE_CHILDREN)
-    ours = mine.ru_utime + mine.ru_stime
-    if not stat.exists():
-        return Cpu(ours, ours, ours)
-    ticks = [int(tick) / os.sysconf("SC_CLK_TCK") for tick in stat.read_text().splitlines()[0].split()[1:9]]
-    idle = ticks[3] + ticks[4]  # and waiting for the disk
-    return Cpu(sum(ticks), sum(ticks) - idle, ours)
+def _asked(notes: Callable[[], str]) -> str:
+    """What was measured must not be lost because of them."""
+    try:
+        return notes()
+    except Exception as error:
+        return f"no notes: {type(error).__name__}: {error}"
 
 
-def others_share(before: Cpu, after: Cpu) -> float:
-    """Per cent of all processor time that went to somebody else: above a few, the figures are only provisional."""
-    there, used, ours = (late - early for early, late in zip(before, after, strict=True))
-    return 100 * (used - ours) / there if there else 0.0
-
-
-# -- showing and keeping
-
-
-def number(value: float) -> str:
-    """Three significant digits, thousands as k."""
-    if value >= 10_000:
-        return f"{value / 1000:,.0f}k"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def cells(row: Row) -> tuple[str, ...]:
-    figure = row.figure
-    spread = f"{number(min(row.values))}–{number(max(row.values))}" if row.values else row.error
-    budget = f"≤ {number(figure.at_most)}" if figure.at_most is not None else ""
-    budget = f"≥ {number(figure.at_least)}" if figure.at_least is not None else budget
-    budget = f"≤ {figure.ratio_at_most:g} ×" if figure.ratio_at_most is not None else budget
-    ratio = f"{row.ratio:.2f} × {figure.ratio_to}" if row.ratio is not None else ""
-    middle = number(row.median) if row.values else "–"
-    return row.subject, f"{figure.name} {figure.unit}".strip(), middle, spread, budget, row.verdict, ratio
-
-
-HEADS = ("subject", "figure", "median", "min–max", "budget", "", "beside")
-
-
-def table(rows: Sequence[Row], *, markdown: bool = False) -> str:
-    """The rows as text, in columns."""
-    body = [cells(row) for row in rows]
-    if markdown:
-        lines = [HEADS, tuple("---" for _ in HEADS), *body]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    widths = [max(len(line[column]) for line in (HEADS, *body)) for column in range(len(HEADS))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in (HEADS, *body)
-    )
-
-
-def machine() -> dict[str, str]:
-    """What the figures depend on."""
-    import apsw
-    import pydantic
-
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    return {
-        "python": platform.python_version(),
-        "msgspec": msgspec.__version__,
-        "pydantic": pydantic.VERSION,
-        "apsw": apsw.apsw_version(),
-        "sqlite": apsw.sqlite_lib_version(),
-        "system": f"{platform.system()} {platform.release()}",
-        "processor": f"{os.cpu_count()} × {(models or [platform.machine()])[0]}",
-        "disk": _disk(Path(folder() or tempfile.gettempdir())),
-        "load": " ".join(f"{load:.1f}" for load in os.getloadavg()),
-        "commit": _commit(),
-    }
-
-
-def _disk(path: Path) -> str:
-    """The file system that bus files are on."""
-    mounts = Path("/proc/mounts")
-    lines = [line.split() for line in mounts.read_text().splitlines()] if mounts.exists() else []
-    inside = [(len(line[1]), line[2]) for line in lines if path.resolve().is_relative_to(line[1])]
-    return max(inside, default=(0, "unknown"))[1]
-
-
-def _commit() -> str:
-    asked = ("git", "describe", "--always", "--dirty")
-    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "none"
-
-
-def described(machine: Mapping[str, str]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in machine.items())
+def rows(report: Report) -> list[Row]:
+    """A row for each figure of each subject; its ratios are those of medians within this run."""
+    found = [
+        Row(subject, figure, [one.values[index] for one in subject.rounds], {})
+        for subject in report.subjects
+        for index, figure in enumerate(subject.figures)
+    ]
+    middle = {(row.subject.name, row.figure.name, row.figure.unit): row.median for row in found if row.values}
+    for row in found:
+        beside = {name: middle.get((name, row.figure.name, row.figure.unit)) for name in row.figure.ratio_to}
+        if row.values:
+            row.ratios = {name: row.median / value for name, value in beside.items() if value}
+    return found

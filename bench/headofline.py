@@ -9,15 +9,16 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from tidings import App
 
 from .harness import Figure, Scenario, Subject
+from .histogram import Timed, timed
 from .latency import RATE, paced, stopped
 from .measure import bus_folder
-from .pacer import RUNNING_INTERVAL, Stamped, percentiles, stamped
+from .pacer import RUNNING_INTERVAL, Stamped, stamped
 
 WAIT = 1.0
 Slow = Callable[[App], None]
@@ -45,7 +46,7 @@ def blocking(concurrency: int) -> Slow:
     return add
 
 
-async def beside(folder: Path, seconds: float, slow: Slow) -> Sequence[float]:
+async def beside(folder: Path, seconds: float, slow: Slow) -> Timed:
     """The fast handler's delays, and what the slow one managed meanwhile."""
     url, delays = f"sqlite:///{folder / 'bench.db'}", list[float]()
     app = App("bench", url)
@@ -56,27 +57,28 @@ async def beside(folder: Path, seconds: float, slow: Slow) -> Sequence[float]:
 
     slow(app)
     await app.__aenter__()
-    await paced(url, seconds, lambda: len(delays) >= int(RATE * seconds))
+    await paced(url, RATE, seconds, lambda: len(delays) >= int(RATE * seconds))
     managed = app.stats()["bench.slow"].handled if "bench.slow" in app.stats() else 0
-    return (*percentiles(delays), managed)
+    return timed(delays, managed)
 
 
 def scenario(quick: bool) -> Scenario:
-    seconds = 5.0 if quick else 60.0
+    seconds = 4.0 if quick else 15.0
 
     def subject(name: str, slow: Slow) -> Subject:
-        async def run() -> Sequence[float]:
+        async def run() -> Timed:
             with bus_folder() as folder:
                 return await beside(folder, seconds, slow)
 
-        def measured() -> Sequence[float]:
+        def measured() -> Timed:
             sys.setswitchinterval(RUNNING_INTERVAL)
             return stopped(run())
 
-        alone = "" if slow is no_one else "alone"
+        alone = () if slow is no_one else ("alone",)
         figures = (
             Figure("p50", "ms", ratio_to=alone),
             Figure("p99", "ms", ratio_to=alone, ratio_at_most=1.5 if alone else None),
+            Figure("p99.9", "ms", ratio_to=alone),
             Figure("max", "ms", ratio_to=alone),
             Figure("slow ones handled", ""),
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from tidings import App, Topic
 
 from .harness import Figure, Scenario, Subject
+from .machine import peak_rss
 from .measure import bus_folder
 from .payload import Order
 
@@ -33,7 +33,7 @@ async def idle(folder: Path, groups: int, seconds: float) -> Sequence[float]:
         cpu = (time.process_time() - cpu) / (time.perf_counter() - began)
         began = time.perf_counter()
     stopped = time.perf_counter() - began
-    return cpu * 100, started, stopped, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return cpu * 100, started, stopped, peak_rss()
 
 
 def scenario(quick: bool) -> Scenario:

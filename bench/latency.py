@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 from tidings import App, Topic
 
-from .harness import Figure, Scenario, Subject
+from .harness import Scenario, Subject, timed_figures
+from .histogram import Timed, timed
 from .measure import bus_folder
-from .pacer import RUNNING_INTERVAL, Stamped, percentiles, stamped
+from .pacer import RUNNING_INTERVAL, Stamped, stamped
 from .payload import Order, order
 
 RATE = 1000
 BURN = 0.02  # seconds of pure Python a CPU-bound handler takes
 STEP = 0.001  # seconds the loop is kept at a time
+
+T = TypeVar("T")
 
 work = Topic("work.heavy", Order)
 steps = Topic("work.steps", Order)
@@ -41,7 +45,7 @@ async def backlog(app: App, topic: Topic[Order], messages: int) -> None:
         await app.publish_many([topic(order(n)) for n in range(100)])
 
 
-async def two_processes(folder: Path, seconds: float, threads: int = 0) -> Sequence[float]:
+async def two_processes(folder: Path, rate: float, seconds: float, threads: int = 0) -> list[float]:
     """Delays of a consumer in this process; ``threads``: of a CPU-bound handler beside it."""
     url, delays = f"sqlite:///{folder / 'bench.db'}", list[float]()
     app = App("bench", url)
@@ -55,13 +59,13 @@ async def two_processes(folder: Path, seconds: float, threads: int = 0) -> Seque
         async with app.connect():
             await backlog(app, work, int(seconds / BURN) + 1000)
     await app.__aenter__()
-    await paced(url, seconds, lambda: len(delays) >= int(RATE * seconds))
-    return percentiles(delays)
+    await paced(url, rate, seconds, lambda: len(delays) >= int(rate * seconds))
+    return delays
 
 
-async def paced(url: str, seconds: float, done: Callable[[], bool]) -> None:
+async def paced(url: str, rate: float, seconds: float, done: Callable[[], bool]) -> None:
     """Let a publisher run beside this process, until everything has arrived. The app stays open."""
-    command = (sys.executable, "-m", "bench.pacer", url, str(RATE), str(seconds))
+    command = (sys.executable, "-m", "bench.pacer", url, str(rate), str(seconds))
     publisher = await asyncio.create_subprocess_exec(*command)
     if await publisher.wait():
         raise RuntimeError("the publisher failed")
@@ -72,8 +76,11 @@ async def paced(url: str, seconds: float, done: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def publishing(app: App, seconds: float) -> Sequence[float]:
-    """What ``await publish`` takes, 200 a second, none waiting for another."""
+async def publishing(app: App, seconds: float) -> list[float]:
+    """What ``await publish`` takes, 200 a second, none waiting for another.
+
+    From its call on: a busy loop comes to the call itself late too, and that is not the bus's.
+    """
     delays, tasks = list[float](), list[asyncio.Task[None]]()
 
     async def one(n: int) -> None:
@@ -86,10 +93,10 @@ async def publishing(app: App, seconds: float) -> Sequence[float]:
         await asyncio.sleep(max(0.0, start + n / 200 - time.monotonic()))
         tasks.append(loop.create_task(one(n)))
     await asyncio.gather(*tasks)
-    return percentiles(delays)
+    return delays
 
 
-async def busy_process(folder: Path, seconds: float) -> Sequence[float]:
+async def busy_process(folder: Path, seconds: float) -> list[float]:
     """In one process: a backlog whose handler keeps the loop for up to 1 ms, a CPU-bound sync handler, a publisher."""
     app = App("bench", f"sqlite:///{folder / 'bench.db'}")
     add_heavy(app, 1)
@@ -105,7 +112,7 @@ async def busy_process(folder: Path, seconds: float) -> Sequence[float]:
     return await publishing(app, seconds)
 
 
-async def only_publishing(folder: Path, seconds: float) -> Sequence[float]:
+async def only_publishing(folder: Path, seconds: float) -> list[float]:
     """A process without handlers whose loop is never idle: steps of 1 ms, one after another."""
     app = App("bench", f"sqlite:///{folder / 'bench.db'}")
 
@@ -127,28 +134,27 @@ def scenario(quick: bool) -> Scenario:
 
     def subject(
         name: str,
-        measure: Callable[[Path], Awaitable[Sequence[float]]],
+        measure: Callable[[Path], Awaitable[list[float]]],
         p50: float | None,
         p99: float,
         interval: float | None = RUNNING_INTERVAL,
     ) -> Subject:
-        async def run() -> Sequence[float]:
+        async def run() -> Timed:
             with bus_folder() as folder:
-                return await measure(folder)
+                return timed(await measure(folder))
 
-        def measured() -> Sequence[float]:
+        def measured() -> Timed:
             if interval is not None:
                 sys.setswitchinterval(interval)
             return stopped(run())
 
-        figures = Figure("p50", "ms", at_most=p50), Figure("p99", "ms", at_most=p99), Figure("max", "ms")
-        return Subject(name, figures, measured)
+        return Subject(name, timed_figures(p50=p50, p99=p99), measured)
 
     return Scenario(
         (
-            subject("two processes, 1,000/s", lambda f: two_processes(f, seconds), 2.0, 10.0),
-            subject("… beside a CPU-bound thread", lambda f: two_processes(f, seconds, 1), None, 50.0),
-            subject("… beside 8 (the default) of them", lambda f: two_processes(f, seconds, 8), None, 50.0),
+            subject("two processes, 1,000/s", lambda f: two_processes(f, RATE, seconds), 2.0, 10.0),
+            subject("… beside a CPU-bound thread", lambda f: two_processes(f, RATE, seconds, 1), None, 50.0),
+            subject("… beside 8 (the default) of them", lambda f: two_processes(f, RATE, seconds, 8), None, 50.0),
             subject("publish: backlog, CPU-bound, 1 ms steps", lambda f: busy_process(f, seconds), None, 50.0),
             subject("publish: only publishing, 1 ms steps", lambda f: only_publishing(f, seconds), None, 50.0, None),
         ),
@@ -156,7 +162,7 @@ def scenario(quick: bool) -> Scenario:
     )
 
 
-def stopped(measuring: Awaitable[Sequence[float]]) -> Sequence[float]:
+def stopped(measuring: Awaitable[T]) -> T:
     """The result, without the end: the work is endless, and this process is about to go."""
     loop = asyncio.new_event_loop()
     return loop.run_until_complete(measuring)

@@ -120,10 +120,12 @@ def scenario(quick: bool) -> Scenario:
     return Scenario(
         (
             subject("bare, Struct", lambda: bare(msgspec.json.Decoder(Order).decode, messages)),
-            subject("Struct", lambda: whole(Order, order(), messages), at_most=1.5, ratio_to="bare, Struct"),
-            subject("Struct, 5,000 keys", lambda: whole(Order, order(), messages, key=True), ratio_to="bare, Struct"),
+            subject("Struct", lambda: whole(Order, order(), messages), at_most=1.5, ratio_to=("bare, Struct",)),
+            subject(
+                "Struct, 5,000 keys", lambda: whole(Order, order(), messages, key=True), ratio_to=("bare, Struct",)
+            ),
             subject("bare, pydantic", lambda: bare(order_model().model_validate_json, messages)),
-            subject("pydantic", lambda: whole(*model(), messages), at_most=3.0, ratio_to="bare, pydantic"),
+            subject("pydantic", lambda: whole(*model(), messages), at_most=3.0, ratio_to=("bare, pydantic",)),
         ),
         rounds=7,
         notes=notes,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Sequence
 from threading import Thread
 
 from msgspec import Struct
@@ -34,12 +33,6 @@ class Stamped(Struct):
 
 
 stamped = Topic("orders.placed", Stamped)
-
-
-def percentiles(delays: Sequence[float]) -> tuple[float, float, float]:
-    """p50, p99 and the largest, in milliseconds."""
-    ordered = sorted(delays)
-    return tuple(ordered[min(len(ordered) - 1, int(len(ordered) * part))] * 1e3 for part in (0.5, 0.99, 1.0))  # type: ignore[return-value]
 
 
 async def pace(app: App, rate: float, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The embedded bus under FULL sync, each figure beside APSW with the least around it."""
+"""The embedded bus under FULL sync, each figure beside APSW with the least around it: in one thread, and in two."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ placed = Topic("orders.placed", Order)
 readings = Topic("sensors.{device}.temperature", Order)
 
 
-def consuming(url: str) -> tuple[App, list[float]]:
+def consuming(bus: str | SQLite) -> tuple[App, list[float]]:
     """An app whose only handler does nothing, and when it began."""
-    app, began = App("bench", url), list[float]()
+    app, began = App("bench", bus), list[float]()
 
     @app.on(placed, start="first")
     async def noop(order: Order) -> None:
@@ -52,9 +52,9 @@ def url(folder: Path) -> str:
     return f"sqlite:///{folder / 'bench.db'}"
 
 
-async def publish(folder: Path, messages: int, at_once: int = 1) -> float:
+async def publish(bus: str, messages: int, at_once: int = 1) -> float:
     """``at_once``: so many batches on their way."""
-    app, drafts = App("bench", url(folder)), [placed(order(n)) for n in range(BATCH)]
+    app, drafts = App("bench", bus), [placed(order(n)) for n in range(BATCH)]
     async with app.connect():
         await publish_all(app, drafts, BATCH)
         began = time.perf_counter()
@@ -77,16 +77,16 @@ async def publish_wide(folder: Path, messages: int) -> float:
         return messages / (time.perf_counter() - began)
 
 
-async def backlog(folder: Path, messages: int) -> float:
-    app, began = consuming(url(folder))
+async def backlog(bus: str, messages: int) -> float:
+    app, began = consuming(bus)
     async with app.connect():
         await publish_all(app, [placed(order(n)) for n in range(BATCH)], messages)
     async with app:
         return messages / (await handled(app, messages) - began[0])
 
 
-async def end_to_end(folder: Path, messages: int) -> float:
-    app, _ = consuming(url(folder))
+async def end_to_end(bus: str, messages: int) -> float:
+    app, _ = consuming(bus)
     drafts = [placed(order(n)) for n in range(BATCH)]
     async with app:
         began = time.perf_counter()
@@ -94,8 +94,8 @@ async def end_to_end(folder: Path, messages: int) -> float:
         return messages / (await handled(app, messages) - began)
 
 
-async def concurrent(folder: Path, messages: int) -> float:
-    app = App("bench", url(folder))
+async def concurrent(bus: str, messages: int) -> float:
+    app = App("bench", bus)
 
     async def publisher() -> None:
         for n in range(messages // PUBLISHERS):
@@ -111,7 +111,9 @@ def scenario(quick: bool) -> Scenario:
     many = 20_000 if quick else 300_000
     few = 10_000 if quick else 100_000
 
-    def subject(name: str, measure: Callable[[Path], float], beside: str = "", budget: float | None = None) -> Subject:
+    def subject(
+        name: str, measure: Callable[[Path], float], beside: tuple[str, ...] = (), budget: float | None = None
+    ) -> Subject:
         def measured() -> tuple[float]:
             with bus_folder() as folder:
                 return (measure(folder),)
@@ -122,20 +124,30 @@ def scenario(quick: bool) -> Scenario:
     return Scenario(
         (
             subject("bare: insert", lambda f: bare.publish(f, many)),
-            subject("publish_many, 1 topic", lambda f: run(publish(f, many)), "bare: insert", 300_000),
-            subject("publish_many, 2 batches at once", lambda f: run(publish(f, many, 2)), "bare: insert"),
+            subject("two threads: insert", lambda f: bare.publish_apart(f, many)),
+            subject("publish_many, 1 topic", lambda f: run(publish(url(f), many)), both("insert"), 300_000),
+            subject("publish_many, 2 batches at once", lambda f: run(publish(url(f), many, 2)), both("insert")),
             subject("bare: insert, 2,000 topics", lambda f: bare.publish(f, many, TOPICS)),
             subject(
                 "publish_many, 2,000 topics, retention",
                 lambda f: run(publish_wide(f, many)),
-                "bare: insert, 2,000 topics",
+                ("bare: insert, 2,000 topics",),
                 120_000,
             ),
             subject("bare: backlog", lambda f: bare.backlog(f, many)),
-            subject("backlog", lambda f: run(backlog(f, many)), "bare: backlog", 400_000),
+            subject("two threads: backlog", lambda f: bare.backlog_apart(f, many)),
+            subject("backlog", lambda f: run(backlog(url(f), many)), both("backlog"), 400_000),
             subject("bare: end to end", lambda f: bare.end_to_end(f, many)),
-            subject("end to end", lambda f: run(end_to_end(f, many)), "bare: end to end", 150_000),
-            subject("bare: concurrent", lambda f: bare.concurrent(f, few, PUBLISHERS)),
-            subject("100 concurrent publish", lambda f: run(concurrent(f, few)), "bare: concurrent", 60_000),
+            subject("two threads: end to end", lambda f: bare.end_to_end_apart(f, many)),
+            subject("end to end", lambda f: run(end_to_end(url(f), many)), both("end to end"), 150_000),
+            subject("two threads: concurrent", lambda f: bare.concurrent(f, few, PUBLISHERS)),
+            subject(
+                "100 concurrent publish", lambda f: run(concurrent(url(f), few)), ("two threads: concurrent",), 60_000
+            ),
         ),
     )
+
+
+def both(work: str) -> tuple[str, str]:
+    """The bare subjects that do the same work."""
+    return f"bare: {work}", f"two threads: {work}"

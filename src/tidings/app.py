@@ -362,11 +362,12 @@ async def _tell_groups(app: str, bus: Bus, before: dict[str, GroupInfo], workers
         if group.app == app and name not in workers:
             hint = f"was its function renamed? `tidings groups rename {name} NEW`, or `tidings groups drop {name}`"
             log.warning("group %s has no handler, and %d messages wait for it: %s", name, group.lag, hint)
-    if not isinstance(bus.transport, Inspectable):
-        return
+    new = workers.keys() - before.keys()
+    if not new or not isinstance(bus.transport, Inspectable):
+        return  # looking again would count all that is retained, at every start
     topics = await bus.transport.topics()
     for name, group in (await _groups(bus)).items():
-        if name in workers and name not in before and not group.lag and not group.pattern.startswith("_"):
+        if name in new and not group.lag and not group.pattern.startswith("_"):
             skipped = sum(topic.messages for topic in topics if matches(group.pattern, topic.name))
             if skipped:
                 log.warning("new group %s skips %d retained messages: start='first' would read them", name, skipped)
