@@ -58,7 +58,7 @@ def test_app_layer_is_small() -> None:
     sizes = {path.name: code_lines(path) for path in APP}
     named = ("app.py", "requests.py", "schedule.py", "executors.py")
     assert sum(sizes[name] for name in named) <= 900, sizes
-    assert sum(sizes.values()) <= 1_550, (
+    assert sum(sizes.values()) <= 1_600, (
         sizes
     )  # with declaring, injecting and assembling, which stand in files of their own
 

@@ -42,6 +42,7 @@ async def _recover_one(delivery: Delivery, consumer: Consumer, settling: Settlin
             return
         settling.held -= 1
     settling.lanes.done(delivery)
+    settling.wake()  # there is room for another, and perhaps none left in hand
 
 
 async def _marked(delivery: Delivery, consumer: Consumer) -> bool:

@@ -16,6 +16,7 @@ from tests.transports.sqlite.helpers import Bench, ack, bus, group, message, tak
 from tidings.kernel.clock import Clock
 from tidings.kernel.errors import BusForked, NotFound
 from tidings.kernel.transport import Event
+from tidings.transports._records import freeze
 
 
 async def test_a_step_of_the_wall_clock_is_told_once(tmp_path: Path) -> None:
@@ -80,6 +81,27 @@ async def test_a_group_dropped_under_a_silent_member(tmp_path: Path) -> None:
     bench.do(other, other.drop, "shop.bill")
     with pytest.raises(NotFound, match="dropped while its consumer was silent"):
         bench.do(silent, silent.claim, id, 10)
+    bench.con.close()
+
+
+async def test_who_could_not_write_does_not_call_others_silent(tmp_path: Path) -> None:
+    """The file was locked for longer than a lease, or the machine slept: nobody could say that he was there."""
+    bench = Bench(tmp_path / "bus.db")
+    one, other = bench.member(), bench.member()
+    id = bench.do(one, one.register, group())
+    bench.do(other, other.register, group())
+    bench.do(one, one.log.append, *freeze([message(n) for n in range(3)], bench.now))
+    held = bench.do(one, one.claim, id, 2).claim
+    bench.now += 31
+    bench.do(other, other.expire)
+    bench.do(one, one.beat, bench.now)
+    assert held.id in one.claims
+    assert one.events == []
+    for _ in range(4):  # now one of them is silent, while the other one can write
+        bench.now += 9
+        bench.do(other, other.expire)
+    bench.do(one, one.beat, bench.now)
+    assert held in one.lost
     bench.con.close()
 
 

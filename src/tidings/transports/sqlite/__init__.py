@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["SQLite"]
 
 APPLICATION = 0x54444E47  # "TDNG"
+PAGE = 8192  # bytes; an eighth less work than with 4,096 for what is stored together, a tenth more for a single message
 STUCK = 10.0  # another process holds the write lock for so long: reported, and waited for
 NETWORK = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "lustre", "gluster", "beegfs", "fuse.sshfs", "fuse.s3", "davfs")
 
@@ -196,6 +197,7 @@ def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
 
 def _check_schema(con: apsw.Connection, path: Path) -> None:
     if not _is_bus(con, path):
+        con.execute(f"PRAGMA page_size = {PAGE}")
         _switch_to_wal(con, path)
         con.execute("BEGIN IMMEDIATE")
         if not con.execute("PRAGMA user_version").get:  # unless another process was first
@@ -268,7 +270,8 @@ def translate(error: apsw.Error | msgspec.DecodeError | OSError, path: Path) -> 
         return errors.BusFull(
             f"{path}: the disk is full", why=f"{why}; what was accepted is safe", mend="make room on the disk"
         )
-    if isinstance(error, apsw.ReadOnlyError) or (isinstance(error, apsw.CantOpenError) and not _writable(path.parent)):
+    denied = isinstance(error, apsw.CantOpenError | apsw.IOError) and not _writable(path.parent)
+    if isinstance(error, apsw.ReadOnlyError) or denied:
         return read_only(path)
     if isinstance(error, apsw.CorruptError | apsw.NotADBError | msgspec.DecodeError):
         return errors.BusCorrupt(

@@ -294,11 +294,16 @@ class Claims(Groups):
         return len(back)
 
     def sweep(self, at: float) -> None:
-        """What its holder did not extend for one lease goes back to its group, as suspect."""
-        late, count = at - self.lease, 0
+        """What its holder did not extend for one lease goes back to its group, as suspect; so does what follows it."""
+        late, count, stale, keys = at - self.lease, 0, dict[Held, set[int]](), set[tuple[int, str | None]]()
         for held in [*self.claims.values(), *self.takes.values()]:
-            if held.born < late and (stale := {n for n in held.todo if held.seen.get(n, 0.0) < late}):
-                count += self._give_back(held, stale, suspect=1)
+            stale[held] = {n for n in held.todo if held.born < late and held.seen.get(n, 0.0) < late}
+            keys |= {(held.group, held.keys[n]) for n in stale[held] if n in held.keys}
+        for held, numbers in stale.items():
+            if held.keys and keys:
+                numbers |= {n for n in held.todo if (held.group, held.keys.get(n)) in keys}
+            if numbers:
+                count += self._give_back(held, numbers, suspect=1)
         if count:
             self.events.append(Event("recovered", count, "this process did not extend what it held for one lease"))
 

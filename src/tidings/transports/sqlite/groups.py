@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterable
 from typing import NoReturn
 
@@ -89,7 +90,8 @@ class Groups(Steps):
         self.log, self.lease, self.keep = log, lease, retain
         log.make_room = self.retain
         self.identity = identity(os.getpid())
-        self.member, self.mono, self.checked = 0, 0.0, 0.0
+        self.member, self.mono, self.checked = 0, time.monotonic(), 0.0
+        self.patient = 0.0  # until then nobody is lost for being silent
         self.claims: dict[int, Held] = {}  # by id
         self.takes: dict[tuple[int, int], Held] = {}  # by group and number
         self.joined: set[int] = set()  # groups consumed here
@@ -103,7 +105,13 @@ class Groups(Steps):
     # -- members -------------------------------------------------------------------------------------------------
 
     def begin(self, mono: float) -> None:
-        """First in every transaction. If others declared this member lost, all it held is; it joins anew."""
+        """First in every transaction. If others declared this member lost, all it held is; it joins anew.
+
+        A member that could not write for long (the file was locked, the machine paused) gives the others, who perhaps
+        could not either, time to be heard before it calls them silent.
+        """
+        if mono - self.mono > self.lease / 2:
+            self.patient = mono + self.lease / 2
         self.mono, self.struck, self.lost, self.events, self.woken = mono, [], [], [], set()
         self.before = (self.member, self.claims.copy(), self.takes.copy(), self.joined.copy())
         if self.member and not self.rows("SELECT 1 FROM member WHERE id = ?", (self.member,)):
@@ -143,11 +151,12 @@ class Groups(Steps):
     def gone(self, mono: float) -> list[int]:
         """Members that are provably dead, or silent for a lease. Needs no transaction."""
         boot, _, _, pidns = self.identity
+        late = mono - self.lease if mono >= self.patient else 0.0
         others = self.rows("SELECT id, boot, pid, started, pidns, beat FROM member WHERE id <> ?", (self.member,))
         return [
             id
             for id, its_boot, pid, started, its_pidns, beat in others
-            if its_boot != boot or beat < mono - self.lease or (its_pidns == pidns and started_at(pid) != started)
+            if its_boot != boot or beat < late or (its_pidns == pidns and started_at(pid) != started)
         ]
 
     def expire(self) -> None:

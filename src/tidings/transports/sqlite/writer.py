@@ -22,7 +22,7 @@ import apsw
 from msgspec import DecodeError, Struct
 
 from tidings.kernel.clock import Clock
-from tidings.kernel.errors import BusForked, TidingsError
+from tidings.kernel.errors import BusForked, BusUnavailable, TidingsError
 from tidings.kernel.transport import Event
 from tidings.transports._points import passed
 
@@ -40,7 +40,7 @@ HOUSEKEEPING = 0.5
 RETENTION = 5.0
 STEP = 1.0  # seconds that the wall clock jumps against the monotonic one: it was set
 SYNC = 0.010  # seconds that soft commits may wait for the disk, while there are others
-WAL_PAGES = 4000  # 16 MiB: then the log is copied into the file, without waiting for readers
+WAL_PAGES = 2000  # 16 MiB: then the log is copied into the file, without waiting for readers
 WAL_LARGE = 4 * WAL_PAGES  # reported, and again whenever it has doubled
 
 
@@ -64,6 +64,7 @@ class Writer:
         self.waiting = 0  # steps the loop has submitted and not heard of
         self.yielding, self.expected = False, 0.0
         self.pid = os.getpid()
+        self.file = _file(path)
         self.synchronous, self.synced, self.unsynced = True, 0.0, False  # as `connect` leaves it
         self.version = -1
         self.lively = self.housekeeping = self.retention = 0.0
@@ -178,7 +179,7 @@ class Writer:
             self.wal_told = WAL_LARGE
         elif pages >= self.wal_told:
             self.wal_told = pages * 2
-            told = f"the write-ahead log has grown to {pages // 256:,} MiB: something reads in one long transaction"
+            told = f"the write-ahead log has grown to {pages // 128:,} MiB: something reads in one long transaction"
             self._event("wal", told)
 
     def _transaction(self, jobs: list[Job]) -> list[tuple[asyncio.Future[Any] | None, Any, BaseException | None]]:
@@ -202,7 +203,8 @@ class Writer:
             passed("commit.before")
             self.con.execute("COMMIT")
             passed("commit.after")
-            self.unsynced = self.full and not synchronous
+            self._check_file()
+            self.unsynced = not synchronous
             self.synced = self.synced if self.unsynced else self.clock.monotonic()
         except BaseException:
             with suppress(apsw.Error):
@@ -259,6 +261,7 @@ class Writer:
                 self._commit([(self._move_due, None, True)])
             if now >= self.housekeeping:
                 self.housekeeping = now + HOUSEKEEPING
+                self._check_file()
                 if self.unsynced:
                     with suppress(apsw.BusyError):  # another process is at it: next time
                         self.con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
@@ -303,12 +306,30 @@ class Writer:
             self.retention = now + RETENTION
             self._commit([(self.groups.retain, None, True)])
 
+    def _check_file(self) -> None:
+        """What is committed into a file that was deleted or replaced is lost: after each commit, before it is told."""
+        if _file(self.path) != self.file:
+            raise BusUnavailable(
+                f"{self.path} is not the file that was opened",
+                why="it was deleted or replaced while the bus was open; what is written into the old one is lost",
+                mend="open the bus again; replace a bus file only while no process has it open",
+            )
+
     def _wal(self, con: apsw.Connection, name: str, pages: int) -> int:
         self.pages = pages
         return apsw.SQLITE_OK
 
     def _blame(self, error: Exception) -> Exception:
         return translate(error, self.path) if isinstance(error, apsw.Error | DecodeError | OSError) else error
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """Which file a path names now."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def forked(path: Path) -> BusForked:

@@ -1,0 +1,115 @@
+"""``python -m tests.faults [name ...]``: the nemeses, and the table of docs/reliability.md."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import json
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+from tests.faults.report import NEMESES, Nemesis, Seen
+
+HERE = Path(__file__).parent
+OUT = HERE / "out"
+MODULES = ("processes", "points", "disk", "environment", "scale")
+BEGIN, END = "<!-- table: python -m tests.faults --report -->", "<!-- end of table -->"
+COLUMNS = ("fault", "rounds", "accepted", "lost", "repeated (may be)", "disorder", "recovered in", "seen", "")
+HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
+
+
+def load() -> None:
+    """Import what registers nemeses."""
+    for name in MODULES:
+        if (HERE / f"{name}.py").exists():
+            importlib.import_module(f"tests.faults.{name}")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("names", nargs="*", help="nemeses (default: all)")
+    parser.add_argument("--rounds", type=int, help="instead of each one's own number")
+    parser.add_argument("--seed", type=int, default=int(time.time()) % 100_000)
+    parser.add_argument("--quick", action="store_true", help="as many rounds as in `make test`")
+    parser.add_argument("--report", type=Path, metavar="FILE", help="the page whose table shows the newest of each")
+    return parser.parse_args()
+
+
+async def run_one(each: Nemesis, seed: int, rounds: int) -> Seen:
+    """In a folder that is kept if something was wrong."""
+    folder = OUT / f"{each.name.replace(' ', '-')}-{seed}-{os.getpid()}"
+    began = time.monotonic()
+    print(f"{each.name}: {rounds} rounds from seed {seed} ... ", end="", flush=True)
+    seen = await each.attack(folder, seed, rounds)
+    print(f"{seen.verdict} in {time.monotonic() - began:.1f} s: {seen.evidence}", flush=True)
+    for fault in seen.faults[:10]:
+        print(f"  {fault}")
+    if seen.verdict == "held":
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
+        print(f"  again: python -m tests.faults '{each.name}' --seed {seed} --rounds {rounds}; see {folder}")
+        print(f"  {seen.note}")
+    return seen
+
+
+def row(each: Nemesis, seen: Seen) -> str:
+    recovered = "" if seen.recovered is None else f"{seen.recovered:.1f} s"
+    cells = [
+        f"**{each.name}**: {each.what}",
+        f"{seen.rounds:,}",
+        f"{seen.accepted:,}",
+        f"{seen.lost:,}",
+        f"{seen.duplicated:,} ({seen.bound:,})",
+        f"{seen.disorder:,}",
+        recovered,
+        seen.evidence,
+        seen.verdict,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def save(name: str, seen: Seen, seed: int) -> dict[str, Seen]:
+    """Beside what earlier runs have found of other nemeses; all of it, the newest of each."""
+    OUT.mkdir(exist_ok=True)
+    path = OUT / "seen.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    known[name] = {**msgspec.to_builtins(seen), "verdict": seen.verdict, "seed": seed}
+    path.write_text(json.dumps(known, indent=1))
+    return {name: msgspec.convert(known[name], Seen) for name in NEMESES if name in known}
+
+
+def report(page: Path, rows: list[str]) -> None:
+    """Replace the table of a page."""
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        sys.exit(f"{page} has no marks {BEGIN} and {END}")
+    page.write_text(f"{before}{BEGIN}\n\n" + "\n".join([HEADER, *rows]) + f"\n\n{END}{after}")
+
+
+def main() -> int:
+    load()
+    asked = arguments()
+    if unknown := set(asked.names) - NEMESES.keys():
+        sys.exit(f"no nemesis {sorted(unknown)}; there are: {', '.join(NEMESES)}")
+    print(f"seed {asked.seed}")
+    rows, good = [], True
+    for name in asked.names or NEMESES:
+        each = NEMESES[name]
+        seen = asyncio.run(run_one(each, asked.seed, asked.rounds or (each.quick if asked.quick else each.full)))
+        known = save(name, seen, asked.seed)
+        rows.append(row(each, seen))
+        good &= seen.verdict == "held"
+    print("", HEADER, *rows, sep="\n")
+    if asked.report:
+        report(asked.report, [row(NEMESES[name], seen) for name, seen in known.items()])
+    return int(not good)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
