@@ -81,6 +81,11 @@ class Found(Struct):
         self.numbers = [*self.numbers, *other.numbers] if self.numbers else other.numbers
         self.messages = [*self.messages, *other.messages] if self.messages else other.messages
 
+    def first(self, limit: int) -> Found:
+        """The ``limit`` with the lowest numbers, in order."""
+        pairs = sorted(zip(self.numbers, self.messages, strict=True), key=lambda pair: pair[0])[:limit]
+        return Found([number for number, _ in pairs], [message for _, message in pairs])
+
     def only(self, wanted: Callable[[int, kernel.Message[Any]], bool]) -> Found:
         kept = [pair for pair in zip(self.numbers, self.messages, strict=True) if wanted(*pair)]
         return Found([number for number, _ in kept], [message for _, message in kept])

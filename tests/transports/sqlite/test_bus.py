@@ -228,6 +228,18 @@ async def test_requests_need_an_answerer(tmp_path: Path) -> None:
         assert await b.publish([ask])
 
 
+async def test_many_dead_letters_reach_a_group_that_reads_them(tmp_path: Path) -> None:
+    """They stand in a table of their own, and are read together with what else the pattern matches."""
+    async with bus(tmp_path) as b:
+        letters = await b.subscribe(group("_dead.>", "ops.letters", start=0.0))
+        sent = [message(n, address="_dead.shop.bill") for n in range(300)]
+        for at in range(0, 300, 60):
+            await b.publish([*sent[at : at + 60], *(message(n, "orders.other") for n in range(40))])
+        got = await take(letters, 300)
+        assert bodies(got) == list(range(300))
+        await ack(letters, got)
+
+
 async def test_dead_letters_stay_and_can_be_read(tmp_path: Path) -> None:
     async with bus(tmp_path) as b:
         consumer = await b.subscribe(group())

@@ -206,8 +206,7 @@ class Log(Steps):
         self._roll_if_full()
         self.appended = 0
         channels, now, seq = self.channels, self.now, self.seq
-        values, new = list[Any](), set[int]()
-        before, channel, dead = None, 0, False
+        values, new, before, channel, dead = list[Any](), set[int](), None, 0, False
         for where, due, slot, stored in pending:
             if where is not before:
                 before, dead = where, where[0].startswith(DEAD)
@@ -250,8 +249,7 @@ class Log(Steps):
     def _delay(self, due: float, *row: Any) -> None:
         n = self.value("SELECT coalesce(max(n), 0) + 1 FROM delayed WHERE due = ?", (due,))
         self.run("INSERT INTO delayed VALUES (?, ?, ?, ?, ?)", (due, n, *row))
-        self.delayed_until = min(due, self.delayed_until or due)
-        self.delayed += len(row[-1]) + OVERHEAD
+        self.delayed_until, self.delayed = min(due, self.delayed_until or due), self.delayed + len(row[-1]) + OVERHEAD
 
     def move_due(self, limit: int = 1000) -> bool:
         """Delayed messages that are due enter the log; True: perhaps there are more."""
@@ -327,16 +325,15 @@ class Log(Steps):
         start = max(after, segment.first - 1)
         width = (END if single else interest.window) if interest.sparse else max(4 * limit, 1024)
         end = min(segment.last, self.seq, start + width)
-        limit = min(limit, self._handful(segment))
+        limit = min(limit, self._handful(segment), FEW if interest.dead else limit)  # of both tables the same
         by = f"INDEXED BY log_{segment.n}_channel" if interest.sparse else "NOT INDEXED"
-        mask = () if slots is None else (slots,)
+        rest = (end,) if slots is None else (end, slots)
         query = _scan(f"log_{segment.n}", by, single, slots is not None)
-        found, limit = self._collect(query, (interest.bound, start, end, *mask), limit)
+        found, limit = self._collect(query, (interest.bound, start, *rest), limit)
         if interest.dead:
             query = _scan("dead", "", single, slots is not None)
-            found.add(self._collect(query, (interest.bound, after, end, *mask), min(limit, FEW))[0])
-            order = sorted(range(len(found.numbers)), key=found.numbers.__getitem__)[:limit]
-            found = Found([found.numbers[n] for n in order], [found.messages[n] for n in order])
+            found.add(self._collect(query, (interest.bound, after, *rest), limit)[0])
+            found = found.first(limit)
         looked = found.numbers[-1] if len(found.numbers) == limit else end
         self._learn(interest, len(found.numbers), looked - start)
         return found, looked
