@@ -50,7 +50,8 @@ class Bus:
         if not self.opened:
             raise NotOpen("the bus is not open", mend="use `async with app:` or `async with app.connect():`")
         for message in messages:
-            refuse_large(message, self.limit)
+            if len(message.body) > self.limit:
+                refuse_large(message, self.limit)
             if message.priority or message.deliver_at or message.expires_at:
                 self.require("priority", wanted=message.priority)
                 self.require("delay", wanted=message.deliver_at)

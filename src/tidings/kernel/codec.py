@@ -131,31 +131,33 @@ def _decoder(type: Any, lax: bool) -> Decode:
     name = getattr(type, "__name__", str(type))
 
     def decode(body: bytes, content_type: str) -> Any:
-        if content_type == JSON and from_json is not None and body:
-            return read(from_json, body)
+        try:
+            if content_type == JSON and from_json is not None and body:
+                return from_json(body)
+            return other(body, content_type)
+        except Undecodable:
+            raise
+        except Exception as error:
+            raise Undecodable(f"the body is no {name}", why=str(error), mend="mend the sender") from error
+
+    def other(body: bytes, content_type: str) -> Any:
         kind = content_type.partition(";")[0].strip().lower()
         text = kind.startswith("text/")
         nothing = not body or (body == b"null" and kind == JSON)
         if nothing and takes_none and not (text and takes_text) and not (kind == BINARY and takes_bytes):
             return None
         if body and from_json is not None and (kind in ("", JSON, "text/json") or kind.endswith("+json")):
-            return read(from_json, body)
+            return from_json(body)
         if takes_text and (text or (not takes_bytes and from_json is None)):
-            return read(_json_text if kind == JSON and body else bytes.decode, body)
+            return _json_text(body) if kind == JSON and body else body.decode()
         if takes_bytes:
             return body
         if text and body and from_json is not None:  # Literal, NewType, StrEnum
-            return read(lambda text: from_json(_json.encode(text.decode())), body)
+            return from_json(_json.encode(body.decode()))
         if not body:
             raise Undecodable(f"the body is empty, which no {name} is", mend=f"send JSON, or take {name} | None")
         mend = "send application/json, or take bytes and decode them in the handler"
         raise Undecodable(f"content type {content_type!r} cannot be read as {name}", mend=mend)
-
-    def read(convert: Callable[[bytes], Any], body: bytes) -> Any:
-        try:
-            return convert(body)
-        except Exception as error:
-            raise Undecodable(f"the body is no {name}", why=str(error), mend="mend the sender") from error
 
     return (lambda body, _: body) if type is bytes else decode
 

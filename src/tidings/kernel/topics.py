@@ -74,13 +74,8 @@ def matches(pattern: str, topic: str) -> bool:
     wanted, given = pattern.split("."), topic.split(".")
     if wanted[0] in ("*", ">") and topic.startswith("_"):
         return False
-    if wanted[-1] == ">":
-        if len(given) < len(wanted):
-            return False
-        wanted = wanted[:-1]
-    elif len(given) != len(wanted):
-        return False
-    return all(want in ("*", have) for want, have in zip(wanted, given, strict=False))
+    fits = len(given) >= len(wanted) if wanted[-1] == ">" else len(given) == len(wanted)
+    return fits and all(want in ("*", ">", have) for want, have in zip(wanted, given, strict=False))
 
 
 def is_pattern(name: str) -> bool:

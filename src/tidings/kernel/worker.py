@@ -166,7 +166,8 @@ class Worker:
                     if self.settling.failed(delivery, self._cause(slot, error)):
                         lanes.done(delivery)
                 else:
-                    lanes.done(delivery)
+                    if delivery.message.key is not None:
+                        lanes.done(delivery)
                     if not slot.since:
                         slot.task.uncancel()  # the handler swallowed our deadline
                 slot.since = 0.0

@@ -16,6 +16,8 @@ def bits(slots: Iterable[int]) -> int:
 
 def pack(numbers: Sequence[int]) -> bytes:
     """Rising numbers, delta-coded: the first, then bytes, or words where a gap is large."""
+    if numbers[-1] - numbers[0] == len(numbers) - 1:  # none is missing
+        return struct.pack(">Qc", numbers[0], b"B") + b"\1" * (len(numbers) - 1)
     gaps = [b - a for a, b in pairwise(numbers)]
     wide = max(gaps, default=0)
     code = "B" if wide < 256 else "I" if wide < 2**32 else "Q"
