@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
 from pathlib import Path
 from typing import Any
 
 import apsw
 import pytest
-from tests.transports.sqlite.helpers import ack, bus, group, message, take, until
+from tests.transports.sqlite.helpers import ack, bus, group, message, take
 
 from tidings.kernel.transport import Event
+from tidings.testing.faults import Processes
 from tidings.transports.sqlite import connect
 from tidings.transports.sqlite.writer import HOUSEKEEPING
 
@@ -56,34 +55,28 @@ def test_two_processes_make_the_file_at_once(statement: int, tmp_path: Path, mea
     assert made, f"inconclusive: opening has fewer than {statement} statements"
 
 
+HOLD = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as shared:
+    fcntl.lockf(shared, fcntl.LOCK_EX, 1, 121)  # SQLite's WAL_CKPT_LOCK
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
 async def test_another_process_copies_the_log_into_the_file(tmp_path: Path) -> None:
     """Nothing was lost, but "bus lost: database is locked" was told, and housekeeping put off (kill -9, seed 0)."""
     told: list[Event] = []
-    async with bus(tmp_path, told) as b:
+    (tmp_path / "hold.py").write_text(HOLD)
+    async with bus(tmp_path, told) as b, Processes() as processes:
         consumer = await b.subscribe(group())
-        reader, copier = connect(tmp_path / "bus.db", read=True), connect(tmp_path / "bus.db")
-        reader.execute("BEGIN; SELECT * FROM meta").fetchall()  # so that the copier has to wait
-        await b.publish([message(n) for n in range(5)])
-        busy, enough = threading.Event(), threading.Event()
-
-        def wait(tries: int) -> bool:
-            busy.set()
-            return not enough.wait(0.01)
-
-        copier.set_busy_handler(wait)
-        copying = asyncio.ensure_future(asyncio.to_thread(_copy, copier))
-        await until(busy.is_set, "the copier waits, with its lock in hand")
-        deliveries = await take(consumer, 5)
-        for delivery in deliveries:
-            await ack(consumer, [delivery])
-            await asyncio.sleep(2 * HOUSEKEEPING / 5)
-        enough.set()
-        await copying
-        reader.close()
-        copier.close()
+        path = {"PYTHONPATH": str(tmp_path)}
+        holder = await processes.start("hold", str(tmp_path / "bus.db-shm"), environment=path)
+        await holder.line("held")
+        for n in range(20):
+            await b.publish([message(n)])
+            await ack(consumer, await take(consumer, 1))
+            await asyncio.sleep(2 * HOUSEKEEPING / 20)
+        assert holder.returncode is None
+        await holder.write()
     assert [event for event in told if event.kind == "lost"] == []
-
-
-def _copy(con: apsw.Connection) -> None:
-    with contextlib.suppress(apsw.BusyError):
-        con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)

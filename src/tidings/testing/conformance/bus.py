@@ -7,7 +7,7 @@ import functools
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 from msgspec import Struct
@@ -182,6 +182,22 @@ class Tap:
         """Never extend or settle again, as a hung process does: only its ``receive`` ends."""
         await self.stop()
         self.closed = True
+
+
+class Suite:
+    """What suites have in common. ``opt_outs``: tests that a transport is known to fail, with the reason."""
+
+    opt_outs: ClassVar[dict[str, str]] = {}
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        for name, reason in cls.opt_outs.items():
+            original = getattr(cls, name)
+
+            def known_to_fail(self: Any, bus: Bus, original: Any = original) -> None:
+                original(self, bus)
+
+            setattr(cls, name, pytest.mark.xfail(strict=True, reason=reason)(known_to_fail))
 
 
 def scenario(test: Callable[[S, Rig], Coroutine[Any, Any, None]]) -> Callable[[S, Bus], None]:
