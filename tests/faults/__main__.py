@@ -5,21 +5,25 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
-import json
 import os
+import platform
 import shutil
+import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
+import apsw
 import msgspec
+from msgspec import Struct
 from tests.faults.report import NEMESES, Nemesis, Seen
 
 HERE = Path(__file__).parent
 OUT = HERE / "out"
 MODULES = ("processes", "points", "disk", "environment", "scale")
 BEGIN, END = "<!-- table: python -m tests.faults --report -->", "<!-- end of table -->"
-COLUMNS = ("fault", "rounds", "accepted", "lost", "repeated (may be)", "disorder", "recovered in", "seen", "")
+COLUMNS = ("fault", "seed", "rounds", "accepted", "lost", "repeated (may be)", "disorder", "recovered in", "seen", "")
 HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 
@@ -57,10 +61,20 @@ async def run_one(each: Nemesis, seed: int, rounds: int) -> Seen:
     return seen
 
 
-def row(each: Nemesis, seen: Seen) -> str:
+class Kept(Struct):
+    """What was seen, of which seed, when, and of which code."""
+
+    seen: Seen
+    seed: int
+    at: str
+
+
+def row(each: Nemesis, kept: Kept) -> str:
+    seen = kept.seen
     recovered = "" if seen.recovered is None else f"{seen.recovered:.1f} s"
     cells = [
         f"**{each.name}**: {each.what}",
+        str(kept.seed),
         f"{seen.rounds:,}",
         f"{seen.accepted:,}",
         f"{seen.lost:,}",
@@ -73,23 +87,34 @@ def row(each: Nemesis, seen: Seen) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def save(name: str, seen: Seen, seed: int) -> dict[str, Seen]:
+def save(name: str, kept: Kept) -> dict[str, Kept]:
     """Beside what earlier runs have found of other nemeses; all of it, the newest of each."""
     OUT.mkdir(exist_ok=True)
     path = OUT / "seen.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    known[name] = {**msgspec.to_builtins(seen), "verdict": seen.verdict, "seed": seed}
-    path.write_text(json.dumps(known, indent=1))
-    return {name: msgspec.convert(known[name], Seen) for name in NEMESES if name in known}
+    known = msgspec.json.decode(path.read_bytes(), type=dict[str, Kept]) if path.exists() else {}
+    known[name] = kept
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(known)))
+    return {name: known[name] for name in NEMESES if name in known}
 
 
-def report(page: Path, rows: list[str]) -> None:
+def now() -> str:
+    """The moment, and the code."""
+    told = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True, check=False
+    )
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {told.stdout.strip() or 'unknown'}"
+
+
+def report(page: Path, known: dict[str, Kept]) -> None:
     """Replace the table of a page."""
+    rows = [row(NEMESES[name], kept) for name, kept in known.items()]
+    when = sorted({kept.at for kept in known.values()})
+    told = f"From {when[0]}, to {when[-1]}; Python {platform.python_version()}, SQLite {apsw.sqlite_lib_version()}."
     before, begin, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         sys.exit(f"{page} has no marks {BEGIN} and {END}")
-    page.write_text(f"{before}{BEGIN}\n\n" + "\n".join([HEADER, *rows]) + f"\n\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n\n{told}\n\n" + "\n".join([HEADER, *rows]) + f"\n\n{END}{after}")
 
 
 def main() -> int:
@@ -102,12 +127,13 @@ def main() -> int:
     for name in asked.names or NEMESES:
         each = NEMESES[name]
         seen = asyncio.run(run_one(each, asked.seed, asked.rounds or (each.quick if asked.quick else each.full)))
-        known = save(name, seen, asked.seed)
-        rows.append(row(each, seen))
+        kept = Kept(seen, asked.seed, now())
+        known = save(name, kept)
+        rows.append(row(each, kept))
         good &= seen.verdict == "held"
     print("", HEADER, *rows, sep="\n")
     if asked.report:
-        report(asked.report, [row(NEMESES[name], seen) for name, seen in known.items()])
+        report(asked.report, known)
     return int(not good)
 
 
