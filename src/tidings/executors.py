@@ -25,7 +25,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from itertools import accumulate
 from queue import SimpleQueue
-from threading import Thread
+from threading import Thread, get_ident
 from traceback import format_exception, format_exception_only
 from typing import Any, Protocol
 
@@ -40,7 +40,7 @@ from .transports._records import messages, record
 THREAD_CHUNK, PROCESS_CHUNK = 0.001, 0.005  # seconds of work that chunks aim at
 MOST, MOST_BYTES = 256, 1024 * 1024  # calls in a chunk; bytes of bodies in one for a child
 GRACE, START = 5.0, 60.0  # seconds: for running calls at the end; for a child to import its handler
-AGAIN_CREW = 10.0  # seconds before another number of threads is tried
+SAMPLE, FORGET = 0.02, 10.0  # seconds between looks at what threads do; until another number of them is tried
 AGAIN, AGAIN_MOST = 0.05, 2.0  # seconds before another child is started, when several died without an answer
 
 # a signal to the whole group (Ctrl-C, systemd) is the parent's business: it drains, and ends its children itself
@@ -80,39 +80,23 @@ class Crew:
     """How many of ``most`` threads may run at once: all, unless they take turns at the GIL; then as few as do as much.
 
     Threads that compute in Python share one processor, and each of them makes everybody else wait for a turn: the event
-    loop and the bus's writer, too. When they take turns, half of them are tried; if those do less, it was wrong.
+    loop and the bus's writer, too.
     """
 
     def __init__(self, most: int) -> None:
         self.most = self.allowed = most
-        self._tried, self._until = 0, 0.0  # how many there were before half; when to look again
-        self._calls, self._cpu, self._wall, self._busy = 0, 0.0, 0.0, 0
+        self._floor, self._until = 1, 0.0  # fewer were not enough lately; when that is forgotten
 
-    def record(self, cpu: float, wall: float, busy: int, now: float) -> None:
-        """A call took so many seconds of processor time and of time, among ``busy`` running ones."""
-        self._calls += 1
-        if self._calls <= self.allowed:
-            return  # it began before the last change
-        self._cpu, self._wall, self._busy = self._cpu + cpu, self._wall + wall, self._busy + busy
-        counted = self._calls - self.allowed
-        if counted >= 2 * self.allowed and now >= self._until and self.most > 1:
-            self._decide(self._cpu / max(self._wall, 1e-9) * self._busy / counted, now)
-            self._calls, self._cpu, self._wall, self._busy = 0, 0.0, 0.0, 0
-
-    def _decide(self, load: float, now: float) -> None:
-        """``load``: processors in use; well above 1, the threads let go of the GIL and do not disturb."""
-        tried, self._tried = self._tried, 0
-        if 0.8 <= load <= 1.2:
-            if self.allowed > 1:
-                self._tried, self.allowed = self.allowed, self.allowed // 2
-            elif tried == 1:
-                self.allowed = 2  # perhaps they have changed
-            else:
-                self._tried, self._until = 1, now + AGAIN_CREW
-        elif load < 0.8 and tried > 1:
-            self.allowed, self._until = tried, now + AGAIN_CREW
-        else:
-            self.allowed = min(self.most, 2 * self.allowed)
+    def decide(self, pool: float, process: float, now: float) -> None:
+        """``pool``, ``process``: processors that the threads, and all of the process, kept busy lately."""
+        if now > self._until and self.most > 1:
+            self._floor, self._until = 1, now + FORGET
+            self.allowed = max(2, self.allowed)  # perhaps they have changed
+        elif pool > 1.2 or process < 0.85:  # they let go of the GIL, or nobody has it: more may do more
+            if self.allowed < self.most:
+                self._floor = self.allowed = min(self.most, 2 * self.allowed)
+        elif pool > 0.3:
+            self.allowed = self._floor
 
 
 def work_through(call: Call, deliveries: Sequence[Delivery], target: float) -> tuple[float, list[Outcome]]:
@@ -154,17 +138,16 @@ class Threads(Paced):
         super().__init__(THREAD_CHUNK)
         self.call, self.workers, self.name, self.crew = call, workers, name, Crew(workers)
         self._jobs, self._threads, self._busy = SimpleQueue[Callable[[], None] | None](), list[Thread](), 0
-        self._turns = deque[asyncio.Future[None]]()
+        self._turns, self._clocks, self._looking = deque[asyncio.Future[None]](), list[int](), False
 
     async def __call__(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
         loop, context = asyncio.get_running_loop(), copy_context()
         future: asyncio.Future[list[Outcome]] = loop.create_future()
 
         def job() -> None:
-            began = time.thread_time()
             done = context.run(work_through, self.call, () if future.cancelled() else deliveries, THREAD_CHUNK)
             with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(self._report, future, time.thread_time() - began, *done)
+                loop.call_soon_threadsafe(self._report, future, *done)
 
         while self._busy >= self.crew.allowed:
             self._turns.append(turn := loop.create_future())
@@ -174,22 +157,36 @@ class Threads(Paced):
                 self._admit()
                 raise
         self._busy += 1
+        if not self._looking and self._clocks and not hasattr(loop, "clock"):  # not in virtual time
+            self._looking = True
+            loop.call_later(SAMPLE, self._look)
         if len(self._threads) < min(self._busy, self.workers):
-            self._threads.append(Thread(target=_work, args=(self._jobs,), name=f"tidings {self.name}", daemon=True))
+            self._threads.append(
+                Thread(target=_work, args=(self._jobs, self._clocks), name=f"tidings {self.name}", daemon=True)
+            )
             self._threads[-1].start()
         self._jobs.put(job)
         return await future
 
-    def _report(
-        self, future: asyncio.Future[list[Outcome]], cpu: float, elapsed: float, outcomes: list[Outcome]
-    ) -> None:
+    def _report(self, future: asyncio.Future[list[Outcome]], elapsed: float, outcomes: list[Outcome]) -> None:
         if outcomes:
             self.record(len(outcomes), elapsed)
-            self.crew.record(cpu, elapsed, self._busy, time.monotonic())
         self._busy -= 1
         self._admit()
         if not future.done():
             future.set_result(outcomes)
+
+    def _look(self, before: tuple[float, float, float] | None = None) -> None:
+        """Again and again while something runs: what have the threads used since ``before``?"""
+        self._looking = self._busy > 0
+        if self._looking:
+            now, clocks = time.monotonic(), [time.clock_gettime(clock) for clock in self._clocks]
+            used = now, sum(clocks), time.process_time()
+            if before is not None and self._busy <= self.crew.allowed:
+                passed, pool, process = (late - early for late, early in zip(used, before, strict=True))
+                self.crew.decide(pool / passed, process / passed, now)
+                self._admit()
+            asyncio.get_running_loop().call_later(max(SAMPLE, len(clocks) / 10_000), self._look, used)
 
     def _admit(self) -> None:
         """Give their turn to as many as may run."""
@@ -201,13 +198,15 @@ class Threads(Paced):
 
     async def close(self, grace: float = GRACE) -> None:
         """End the threads: idle ones now, others after their chunk. What runs after ``grace`` is left alone."""
-        threads, jobs, self._threads, self._jobs = self._threads, self._jobs, [], SimpleQueue()
+        threads, jobs, self._threads, self._jobs, self._clocks = self._threads, self._jobs, [], SimpleQueue(), []
         for _ in threads:
             jobs.put(None)
         await _waited(lambda: any(thread.is_alive() for thread in threads), grace)
 
 
-def _work(jobs: SimpleQueue[Callable[[], None] | None]) -> None:
+def _work(jobs: SimpleQueue[Callable[[], None] | None], clocks: list[int]) -> None:
+    if hasattr(time, "pthread_getcpuclockid"):
+        clocks.append(time.pthread_getcpuclockid(get_ident()))
     while job := jobs.get():
         job()
         del job  # a waiting thread holds nobody's messages

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import ContextVar
@@ -756,3 +757,47 @@ def test_check_importable_refuses_the_others(monkeypatch: pytest.MonkeyPatch) ->
         assert why in refused.value.why, fn
         assert mend in refused.value.mend
         assert Path(__file__).name in refused.value.where
+
+
+async def test_threads_that_compute_take_turns_among_few() -> None:
+    """Eight calls that compute at once make the loop wait for eight others; soon it waits for one."""
+
+    def call(delivery: Delivery) -> Any:
+        until, n = time.thread_time() + 0.02, 0
+        while time.thread_time() < until:
+            n += 1
+        return ()
+
+    executor, ended = Threads(call, 8, "test"), list[int]()
+
+    async def calls() -> None:
+        while executor.crew.allowed > 1:
+            ended.append(len(await executor([delivery()])))
+
+    async with asyncio.timeout(60):  # a busy machine may need several looks
+        await asyncio.gather(*(calls() for _ in range(8)))
+    assert set(ended) == {1}
+    assert len(await executor([delivery()])) == 1
+    await executor.close()
+
+
+async def test_a_call_that_waits_for_its_turn_can_be_cancelled() -> None:
+    entered, leave = threading.Semaphore(0), threading.Semaphore(0)
+
+    def call(delivery: Delivery) -> Any:
+        entered.release()
+        leave.acquire()
+        return ()
+
+    executor = Threads(call, 2, "test")
+    executor.crew.allowed = 1
+    first, second, third = (asyncio.ensure_future(executor([delivery(n)])) for n in range(3))
+    assert await asyncio.to_thread(entered.acquire, timeout=10)
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    leave.release()
+    assert len(await asyncio.wait_for(first, 10)) == 1
+    leave.release()
+    assert len(await asyncio.wait_for(third, 10)) == 1
+    await executor.close()
