@@ -87,15 +87,15 @@ class Crew:
         self.most = self.allowed = most
         self._floor, self._until = 1, 0.0  # fewer were not enough lately; when that is forgotten
 
-    def decide(self, pool: float, process: float, now: float) -> None:
-        """``pool``, ``process``: processors that the threads, and all of the process, kept busy lately."""
+    def decide(self, pool: float, process: float, busy: int, now: float) -> None:
+        """``pool``, ``process``: processors that the ``busy`` threads, and all of the process, used lately."""
         if now > self._until and self.most > 1:
             self._floor, self._until = 1, now + FORGET
             self.allowed = max(2, self.allowed)  # perhaps they have changed
         elif pool > 1.2 or process < 0.85:  # they let go of the GIL, or nobody has it: more may do more
             if self.allowed < self.most:
-                self._floor = self.allowed = min(self.most, 2 * self.allowed)
-        elif pool > 0.3:
+                self._floor = self.allowed = min(self.most, 2 * max(busy, self.allowed))
+        elif pool > 0.3 and busy <= self.allowed:
             self.allowed = self._floor
 
 
@@ -182,9 +182,9 @@ class Threads(Paced):
         if self._looking:
             now, clocks = time.monotonic(), [time.clock_gettime(clock) for clock in self._clocks]
             used = now, sum(clocks), time.process_time()
-            if before is not None and self._busy <= self.crew.allowed:
+            if before is not None:
                 passed, pool, process = (late - early for late, early in zip(used, before, strict=True))
-                self.crew.decide(pool / passed, process / passed, now)
+                self.crew.decide(pool / passed, process / passed, self._busy, now)
                 self._admit()
             asyncio.get_running_loop().call_later(max(SAMPLE, len(clocks) / 10_000), self._look, used)
 

@@ -37,7 +37,7 @@ def allowed(workload: Workload, looks: int, most: int = 8, start: int | None = N
     crew, seen = Crew(most), list[int]()
     crew.allowed = start or most
     for n in range(looks):
-        crew.decide(*workload(crew.allowed), n * 0.02)
+        crew.decide(*workload(crew.allowed), crew.allowed, n * 0.02)
         seen.append(crew.allowed)
     return seen
 
@@ -62,6 +62,16 @@ def test_a_workload_that_changes_gets_its_threads_back(workload: Workload) -> No
 
 def test_a_thousand_threads_that_wait_are_there_at_once() -> None:
     assert set(allowed(waiting, looks=10, most=1000)) == {1000}
+
+
+def test_threads_that_block_keep_nobody_out() -> None:
+    """Seven wait for long, and one computed: while the process idles, others may run."""
+    crew = Crew(8)
+    crew.decide(0.0, 0.5, 8, 0.01)
+    crew.decide(1.0, 1.0, 8, 0.02)
+    assert crew.allowed == 1
+    crew.decide(0.0, 0.1, 7, 0.04)
+    assert crew.allowed == 8
 
 
 def test_one_thread_is_one_thread() -> None:

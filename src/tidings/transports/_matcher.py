@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 V = TypeVar("V")
+
+
+@lru_cache(1024)
+def expression(pattern: str) -> re.Pattern[str]:
+    """``topics.matches`` as a regular expression, to look through many thousand topics."""
+    parts = [{"*": r"[^.]+", ">": r".+"}.get(part, re.escape(part)) for part in pattern.split(".")]
+    return re.compile(("(?!_)" if pattern[0] in "*>" else "") + r"\.".join(parts))
 
 
 class Matcher(Generic[V]):

@@ -27,7 +27,7 @@ from tidings.kernel.errors import Duration, InvalidOption, InvalidURL, nearest
 from tidings.kernel.message import seconds
 from tidings.transports._points import passed
 
-from .log import SCHEMA, Log, sql
+from .log import MOST_BYTES, SCHEMA, Log, sql
 
 if TYPE_CHECKING:
     from .transport import SQLiteTransport
@@ -147,6 +147,7 @@ def connect(path: Path, *, read: bool = False) -> apsw.Connection:
     try:
         con = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE)
         con.set_busy_handler(_patient())
+        con.limit(apsw.SQLITE_LIMIT_LENGTH, MOST_BYTES)
         if con.readonly("main"):
             raise read_only(path)
         _check_schema(con, path)

@@ -9,13 +9,18 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import apsw
+from msgspec import DecodeError
+
 from tidings.kernel import transport as spi
 from tidings.kernel.errors import BusError, TooLarge
 from tidings.kernel.topics import DEAD, GROUP
 from tidings.kernel.transport import Delivery, Event, Failure
 
+from . import translate
 from .claims import Outgoing, Taken
-from .log import Interest
+from .groups import Group
+from .log import END, Interest
 
 if TYPE_CHECKING:
     from .transport import SQLiteTransport
@@ -73,6 +78,7 @@ class GroupConsumer(Waiting):
         self.more = True  # perhaps there is more to claim
         self.extended: Sequence[Delivery] = ()
         self.due: float | None = None
+        self.known: Group | None = None  # as it was when last claimed from
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
         transport = self.transport
@@ -84,10 +90,24 @@ class GroupConsumer(Waiting):
                 await self.sleep()
                 continue
             taken = await transport.writer.submit(partial(transport.steps.claim, self.group, limit, self), soft=True)
-            self.more, self.due = taken.more, taken.due
+            self.more, self.due = self._listen() or taken.more, taken.due
             if deliveries := self._deliveries(taken):
                 return deliveries
         return ()
+
+    def _listen(self) -> bool:
+        """To what the group reads now, which others may have changed, its former names too; whether that is new."""
+        group = self.transport.steps.groups.get(self.group)
+        if group is None or group is self.known:
+            return group is None  # it was changed by what we did ourselves
+        self.known, before = group, set(self.patterns)
+        now = {pattern for pattern, _, last in group.patterns if last == END}
+        for pattern in now - before:
+            self.transport.matcher.add(pattern, self)
+        for pattern in before - now:
+            self.transport.matcher.remove(pattern, self)
+        self.patterns = tuple(now)
+        return now != before
 
     def _deliveries(self, taken: Taken) -> list[Delivery]:
         again = [Delivery(message, h, seq, h.failures, h.crashes, h.suspect) for h, seq, message in taken.takes]
@@ -111,10 +131,15 @@ class GroupConsumer(Waiting):
         return failures
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
-        now = time.monotonic()
-        self.extended = deliveries
+        self.extend_at(time.monotonic(), deliveries)
+
+    def extend_at(self, now: float, deliveries: Sequence[Delivery]) -> None:
+        """Until their leases have passed, deliveries are known: when their claim is divided, they go with its rest."""
         for delivery in deliveries:
             delivery.session.seen[delivery.token] = now  # type: ignore[attr-defined]
+        late = now - 2 * self.lease
+        earlier: Any = (d for d in self.extended if d.session.seen.get(d.token, 0.0) > late)  # type: ignore[attr-defined]
+        self.extended = list({id(d): d for d in (*earlier, *deliveries)}.values())
 
     async def mark(self, delivery: Delivery) -> bool:
         step: Any = partial(self.transport.steps.mark, delivery.session, delivery.token)  # type: ignore[arg-type]
@@ -156,9 +181,12 @@ class LiveConsumer(Waiting):
             self.known = view.known
 
     def wake(self) -> None:
-        if not self.stopped:
-            with self.transport.view.con:
-                self._read()
+        try:
+            if not self.stopped:
+                with self.transport.view.con:
+                    self._read()
+        except (apsw.Error, DecodeError) as error:  # others are to be woken, too
+            self.transport.notify(Event("lost", 1, str(translate(error, self.transport.path))))
         super().wake()
 
     def _read(self) -> None:

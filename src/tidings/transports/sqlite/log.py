@@ -7,7 +7,6 @@ in memory mirrors the file and is renewed by ``begin``; ``reset`` forgets it aft
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -20,12 +19,12 @@ from msgspec import Struct
 from tidings.kernel.errors import BusFull
 from tidings.kernel.message import Message
 from tidings.kernel.topics import DEAD, REPLY, is_pattern
-from tidings.transports._matcher import Matcher
+from tidings.transports._matcher import Matcher, expression
 from tidings.transports._points import passed
 from tidings.transports._records import OVERHEAD, Found, Row, messages
 
 SCHEMA, END = 2, 2**62
-MOST_BYTES, FEW = 32 * 2**20, 50  # read at once, as far as the average size tells; so many of the largest are < 1 GB
+MOST_BYTES = 64 * 2**20  # of one value: a record, or what is read at once
 # The GIL is let go at every step of a statement, and a busy thread then keeps it for a while: few large statements.
 # More new rows than FLOOD are not looked through: everybody is woken.
 CHUNK, FLOOD = 256, 20_000
@@ -52,13 +51,6 @@ def _scan(table: str, by: str, single: bool, slots: bool) -> str:
 @lru_cache(1024)
 def _pick(table: str) -> str:
     return sql("scan").format(table=table, by="", where="seq IN (SELECT value FROM json_each(?))")
-
-
-@lru_cache(1024)
-def _regex(pattern: str) -> re.Pattern[str]:
-    """``topics.matches`` as an expression, to look through many thousand topics."""
-    parts = [{"*": r"[^.]+", ">": r".+"}.get(part, re.escape(part)) for part in pattern.split(".")]
-    return re.compile(("(?!_)" if pattern[0] in "*>" else "") + r"\.".join(parts))
 
 
 class Steps:
@@ -175,7 +167,7 @@ class Log(Steps):
         """Channels with an id above ``beyond`` whose topic is in ``pattern``."""
         if not is_pattern(pattern):
             return [channel for channel in self.by_topic.get(pattern, ()) if channel > beyond]
-        fits = _regex(pattern).fullmatch
+        fits = expression(pattern).fullmatch
         return [channel for channel, (topic, _) in self.topics.items() if channel > beyond and fits(topic)]
 
     def tables(self) -> list[str]:
@@ -325,31 +317,34 @@ class Log(Steps):
         start = max(after, segment.first - 1)
         width = (END if single else interest.window) if interest.sparse else max(4 * limit, 1024)
         end = min(segment.last, self.seq, start + width)
-        limit = min(limit, self._handful(segment), FEW if interest.dead else limit)  # of both tables the same
+        limit = min(limit, self._handful(segment))
         by = f"INDEXED BY log_{segment.n}_channel" if interest.sparse else "NOT INDEXED"
         rest = (end,) if slots is None else (end, slots)
         query = _scan(f"log_{segment.n}", by, single, slots is not None)
         found, limit = self._collect(query, (interest.bound, start, *rest), limit)
         if interest.dead:
             query = _scan("dead", "", single, slots is not None)
-            found.add(self._collect(query, (interest.bound, after, *rest), limit)[0])
+            more, limit = self._collect(query, (interest.bound, after, *rest), limit)
+            found.add(more)
             found = found.first(limit)
         looked = found.numbers[-1] if len(found.numbers) == limit else end
         self._learn(interest, len(found.numbers), looked - start)
         return found, looked
 
     def _handful(self, segment: Segment) -> int:
-        """How many messages of a segment are about ``MOST_BYTES``."""
+        """How many messages of a segment are about half of ``MOST_BYTES``."""
         rows, size = min(segment.last, self.seq) - segment.first + 1, segment.bytes or self._filled()
-        return max(1, MOST_BYTES * rows // max(size, 1))
+        return max(1, MOST_BYTES // 2 * rows // max(size, 1))
 
     def _collect(self, query: str, bindings: Sequence[Any], limit: int) -> tuple[Found, int]:
         """What is found, and the limit that was kept: SQLite's values end at 1 GB."""
         while True:
             try:
                 count, first, last, numbers, records = self.value(query, (*bindings, limit))
-            except apsw.TooBigError:
-                limit = FEW
+            except apsw.TooBigError:  # together more than MOST_BYTES: of mixed sizes the average tells little
+                if limit == 1:
+                    raise
+                limit = max(1, limit // 4)
                 continue
             if not count:
                 return Found(), limit
@@ -368,13 +363,15 @@ class Log(Steps):
 
     def fetch(self, numbers: Sequence[int]) -> dict[int, Message[Any]]:
         """Messages by their numbers, wherever they are."""
-        wanted = sorted(numbers)
-        found: dict[int, Message[Any]] = {}
-        near = [f"log_{s.n}" for s in self.segments if wanted and s.first <= wanted[-1] and s.last >= wanted[0]]
+        left, found = sorted(numbers), dict[int, Message[Any]]()
+        near = [f"log_{s.n}" for s in self.segments if left and s.first <= left[-1] and s.last >= left[0]]
         for table in [*near, "kept", "dead"]:
-            for at in range(0, len(wanted) if len(found) < len(wanted) else 0, FEW):
-                some, _ = self._collect(_pick(table), (json.dumps(wanted[at : at + FEW]),), FEW)
+            while left:
+                some, _ = self._collect(_pick(table), (json.dumps(left),), len(left))
+                if not some.numbers:
+                    break
                 found.update(zip(some.numbers, some.messages, strict=True))
+                left = [seq for seq in left if seq not in found]
         return found
 
     def stored_at(self, seq: int) -> float | None:

@@ -31,7 +31,7 @@ from .writer import News, Writer, forked
 
 T = TypeVar("T")
 
-MAX_PAYLOAD = 16 * 1024 * 1024
+MAX_PAYLOAD, MAX_HEADERS = 16 * 1024 * 1024, 1024 * 1024  # bytes
 INHERITED: list[Any] = []  # open buses: a fork's child keeps them, for closing them would damage its parent's
 
 NATIVE = ("ordered", "delay", "crash_count", "start", "replay", "priority", "expiry", "wildcards", "peek", "request")
@@ -152,9 +152,12 @@ class SQLiteTransport:
     def prepare(self, messages: Sequence[Message[Any]]) -> Outgoing | TooLarge:
         """Messages as rows, or why they cannot be stored."""
         rows, total = freeze(messages, self.clock.now())
-        if total > MAX_PAYLOAD and (large := [m for m in messages if len(m.body) > MAX_PAYLOAD]):
-            what = f"a message to {large[0].destination!r} has {len(large[0].body):,} bytes"
-            return TooLarge(what, why=f"this bus takes {MAX_PAYLOAD:,}", mend="publish where the data can be found")
+        if total > MAX_PAYLOAD:
+            for message, (*_, stored) in zip(messages, rows, strict=True):
+                if len(message.body) > MAX_PAYLOAD or len(stored) > MAX_PAYLOAD + MAX_HEADERS:
+                    what = f"a message to {message.destination!r} has {len(stored):,} bytes"
+                    why = f"this bus takes {MAX_PAYLOAD:,}, and {MAX_HEADERS:,} of headers"
+                    return TooLarge(what, why=why, mend="publish where the data can be found")
         return rows, total, [m.address or m.topic for m in messages if m.reply_to is not None]
 
     async def subscribe(self, subscription: spi.Subscription) -> spi.Consumer:

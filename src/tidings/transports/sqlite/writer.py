@@ -65,8 +65,9 @@ class Writer:
         self.yielding, self.expected = False, 0.0
         self.pid = os.getpid()
         self.file = _file(path)
+        self.gone: BusUnavailable | None = None
         self.synchronous, self.synced, self.unsynced = True, 0.0, False  # as `connect` leaves it
-        self.version = -1
+        self.version = self.audience = -1
         self.lively = self.housekeeping = self.retention = 0.0
         self.next_due: float | None = None
         self.pages, self.wal_told = 0, WAL_LARGE
@@ -155,15 +156,21 @@ class Writer:
         return jobs
 
     def _commit(self, jobs: list[Job]) -> None:
-        try:
-            done = self._transaction(jobs)
-        except Exception as error:
-            if len(jobs) == 1:
-                self._answer([(future, None, self._blame(error)) for _, future, _ in jobs], None)
-            else:
-                for job in jobs:
-                    self._commit([job])
+        done: list[tuple[asyncio.Future[Any] | None, Any, BaseException | None]] = []
+        if self.gone is None:
+            try:
+                done = self._transaction(jobs)
+            except Exception as error:
+                if len(jobs) == 1:
+                    self._answer([(future, None, self._blame(error)) for _, future, _ in jobs], None)
+                else:
+                    for job in jobs:
+                        self._commit([job])
+                return
+        if self._file_gone():
+            self._answer([(future, None, self.gone) for _, future, _ in jobs], None)
             return
+        passed("commit.after")
         self._answer(done, self._news())
         self.log.seen = self.log.seq
         if self.pages > WAL_PAGES:
@@ -171,16 +178,17 @@ class Writer:
 
     def _checkpoint(self) -> None:
         """Copy the write-ahead log into the file, as far as readers let us; one that stays holds up all of it."""
-        pages, self.pages = self.pages, 0
+        self.pages = 0
         passed("checkpoint")
         with suppress(apsw.Error):
-            self.con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        if pages < WAL_LARGE:
-            self.wal_told = WAL_LARGE
-        elif pages >= self.wal_told:
-            self.wal_told = pages * 2
-            told = f"the write-ahead log has grown to {pages // 128:,} MiB: something reads in one long transaction"
-            self._event("wal", told)
+            pages, copied = self.con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            left = pages - copied
+            if left < WAL_LARGE:
+                self.wal_told = WAL_LARGE
+            elif left >= self.wal_told:
+                self.wal_told = left * 2
+                told = f"the write-ahead log has grown to {left // 128:,} MiB: something reads in one long transaction"
+                self._event("wal", told)
 
     def _transaction(self, jobs: list[Job]) -> list[tuple[asyncio.Future[Any] | None, Any, BaseException | None]]:
         overdue = self.clock.monotonic() - self.synced > SYNC
@@ -202,8 +210,6 @@ class Writer:
             self.log.flush()
             passed("commit.before")
             self.con.execute("COMMIT")
-            passed("commit.after")
-            self._check_file()
             self.unsynced = not synchronous
             self.synced = self.synced if self.unsynced else self.clock.monotonic()
         except BaseException:
@@ -237,6 +243,9 @@ class Writer:
             self.next_due = min(log.delayed_until, self.next_due or log.delayed_until)
         if log.unrouted:
             groups.events.append(Event("unrouted", len(log.unrouted), log.unrouted[0]))
+        if log.audience != self.audience:  # somebody changed what a group reads: look anew
+            self.audience = log.audience
+            groups.woken |= groups.joined
         if log.touched is not None and not (log.touched or groups.woken or groups.lost or groups.events):
             return None
         topics = None if log.touched is None else {log.topics[channel][0] for channel in log.touched}
@@ -261,7 +270,8 @@ class Writer:
                 self._commit([(self._move_due, None, True)])
             if now >= self.housekeeping:
                 self.housekeeping = now + HOUSEKEEPING
-                self._check_file()
+                if self._file_gone():
+                    return
                 if self.unsynced:
                     with suppress(apsw.BusyError):  # another process is at it: next time
                         self.con.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
@@ -275,7 +285,9 @@ class Writer:
         """What is delayed follows the wall clock: when that is set, it comes early, or late. It is told, once."""
         ahead = self.clock.now() - self.clock.monotonic()
         if abs(ahead - self.ahead) > STEP:
-            self._event("clock", f"the wall clock was set by {ahead - self.ahead:+.1f} s; what is delayed follows it")
+            self._event(
+                "clock", f"the clock was set by {ahead - self.ahead:+.1f} s, or the machine slept; delays follow it"
+            )
         self.ahead = ahead
 
     def _read_news(self) -> None:
@@ -306,14 +318,16 @@ class Writer:
             self.retention = now + RETENTION
             self._commit([(self.groups.retain, None, True)])
 
-    def _check_file(self) -> None:
-        """What is committed into a file that was deleted or replaced is lost: after each commit, before it is told."""
-        if _file(self.path) != self.file:
-            raise BusUnavailable(
+    def _file_gone(self) -> bool:
+        """What is committed into a file that was deleted or replaced is lost: so nothing is told any more."""
+        if self.gone is None and _file(self.path, self.file) != self.file:
+            self.gone = BusUnavailable(
                 f"{self.path} is not the file that was opened",
                 why="it was deleted or replaced while the bus was open; what is written into the old one is lost",
                 mend="open the bus again; replace a bus file only while no process has it open",
             )
+            self._event("lost", str(self.gone))
+        return self.gone is not None
 
     def _wal(self, con: apsw.Connection, name: str, pages: int) -> int:
         self.pages = pages
@@ -323,12 +337,14 @@ class Writer:
         return translate(error, self.path) if isinstance(error, apsw.Error | DecodeError | OSError) else error
 
 
-def _file(path: Path) -> tuple[int, int] | None:
-    """Which file a path names now."""
+def _file(path: Path, unless: tuple[int, int] | None = None) -> tuple[int, int] | None:
+    """Which file a path names now: none, or ``unless`` where that cannot be told."""
     try:
         found = os.stat(path)
     except FileNotFoundError:
         return None
+    except OSError:
+        return unless
     return found.st_dev, found.st_ino
 
 
