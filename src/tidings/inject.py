@@ -15,12 +15,11 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from .kernel.codec import Decode, decoder
 from .kernel.errors import InvalidHandler, nearest
 from .kernel.handler import Emit, Origin, Outgoing, collected, gathered
-from .kernel.message import Message
+from .kernel.message import Message, opened
 from .kernel.topics import captures
 from .kernel.transport import Delivery
 
@@ -74,7 +73,7 @@ class Plan(Struct, frozen=True):
         others = {name: source(delivery, data, values) for name, source in self.parameters}
         if self.takes == "nothing":
             return fn(**others)
-        return fn(data if self.takes == "data" else replace(delivery.message, data=data), **others)
+        return fn(data if self.takes == "data" else opened(delivery.message, data), **others)
 
 
 def name_of(fn: Function) -> str:
@@ -207,7 +206,7 @@ class _Finder:
 
     def _of_message(self, name: str, hint: Any) -> Source | None:
         if is_message(hint):
-            return lambda delivery, data, values: replace(delivery.message, data=data)
+            return lambda delivery, data, values: opened(delivery.message, data)
         if hint is Delivery:
             return lambda delivery, data, values: delivery
         if name in self.names:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from msgspec import Struct
 from tests.kernel.rig import until, virtual
@@ -317,3 +320,27 @@ async def test_publishing_inside_a_handler_is_independent() -> None:
         await until(lambda: a.stats()["shop.bill"].dead == 1)
         await until(lambda: len(came) == 3)
     assert len({message.id for _, message in came}) == 3
+
+
+@pytest.mark.parametrize("url", ["memory://", "sqlite"])
+async def test_a_handler_gets_the_same_kind_of_message_on_every_bus(url: str, tmp_path: Path) -> None:
+    app, seen = App("shop", url if ":" in url else f"sqlite:///{tmp_path / 'bus.db'}"), list[Message[Any]]()
+    end = time.monotonic() + 10
+
+    @app.on(numbers, group="one")
+    async def one(message: Message[int]) -> None:
+        seen.append(message)
+
+    @app.on(numbers, group="many", batch=10)
+    async def many(messages: list[Message[int]]) -> None:
+        seen.extend(messages)
+
+    async with app:
+        await app.publish(numbers, 7, key="k", headers={"a": "1"})
+        while len(seen) < 2:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.005)
+    for message in seen:
+        assert type(message) is Message
+        assert (message.data, message.key, message.headers) == (7, "k", (("a", "1"),))
+        assert msgspec.to_builtins(message)["data"] == 7

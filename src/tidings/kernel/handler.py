@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from .codec import Decode, refuse_large, seal
 from .errors import InvalidHandler, Partial, WrongReturn
-from .message import Message, derived_id
+from .message import Message, derived_id, opened
 from .transport import Delivery
 
 Outgoing = tuple[Message[Any], ...]
@@ -84,7 +84,7 @@ def batch(fn: Callable[[list[Any]], Any], decode: Decode, emit: Emit, *, whole: 
             except Exception as error:
                 outcomes[index] = error
             else:
-                items[index] = replace(delivery.message, data=data) if whole else data
+                items[index] = opened(delivery.message, data) if whole else data
         if items:
             indices = list(items)
             try:

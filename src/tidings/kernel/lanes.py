@@ -91,8 +91,7 @@ class Lanes:
 
     def hold(self, delivery: Delivery) -> list[Delivery]:
         """Empty the lane of a delivery that goes back to an ordered group: those behind it must go back too."""
-        key = delivery.message.key
-        return list(self._busy.pop(key, None) or ()) if key is not None else []
+        return list(self._busy.pop(key, None) or ()) if (key := delivery.message.key) is not None else []
 
     def requeue(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Put back what was taken and has not run, before what came later; returns those whose lane is gone."""

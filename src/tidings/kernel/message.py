@@ -11,9 +11,10 @@ import re
 from datetime import timedelta
 from hashlib import blake2b
 from itertools import count
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from msgspec import UNSET, Struct
+from msgspec.structs import astuple
 
 from .errors import Duration, InvalidOption
 
@@ -46,7 +47,7 @@ class Message(Struct, Generic[T_co], frozen=True):
     reply_to: str | None = None
     correlation_id: str | None = None
     causation_id: str | None = None
-    address: str | None = None
+    address: str | None = None  # up to here: what is sealed
     data: T_co = UNSET  # type: ignore[assignment]  # sealed messages have none
     delay: float | None = None  # drafts only: becomes deliver_at
     expires: float | None = None  # drafts only: becomes expires_at
@@ -63,6 +64,11 @@ class Message(Struct, Generic[T_co], frozen=True):
     def destination(self) -> str:
         """Where it really goes: its ``address``, or else its topic."""
         return self.address or self.topic
+
+
+def opened(message: Message[Any], data: Any) -> Message[Any]:
+    """A sealed message as handlers see it: the same kind on every transport, with its payload."""
+    return Message(*astuple(message)[:16], data=data)  # type: ignore[misc]
 
 
 class Ids:

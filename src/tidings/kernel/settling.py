@@ -261,5 +261,4 @@ class Settling:
 
 
 def _going(delivery: Delivery) -> tuple[object, ...]:
-    key = delivery.message.key
-    return (key, (key, delivery.message.id)) if key is not None else ()
+    return (key, (key, delivery.message.id)) if (key := delivery.message.key) is not None else ()

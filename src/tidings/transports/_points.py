@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 VARIABLE = "TIDINGS_FAIL_POINTS"
 Point = Callable[[str], None]
+witnesses: list[Point] = []  # called with a point's name before it acts
 
 
 def points(plan: str) -> Point:
@@ -32,6 +33,8 @@ def points(plan: str) -> Point:
             passages[name] += 1
             act, passage = actions[name]
             if passages[name] == passage:
+                for tell in witnesses:
+                    tell(name)
                 act()
 
     return passed

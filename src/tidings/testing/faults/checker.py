@@ -2,12 +2,16 @@
 
 ========== ============================================================================================================
 nothing    something was accepted, and the evidence that the scenario expects is there: else the run is inconclusive
+missed     and every fail point that was armed was passed
+stuck      the run came to its end
 lost       each accepted message was handled to the end by every group, or is in the dead letters where it belongs
+           (of a run that was stuck: only if the bus has nothing left)
 invented   nothing was handled that nobody tried to publish
 order      in ordered groups the messages of a key end, each for the first time, in the order of publishing
 overlap    and never two of a key at once; several keys at once were seen, or the run is inconclusive
-repeated   a message ends twice only if the process of one of its ends lost it: was killed, frozen, fenced; or was
-           handling it past the timeout
+repeated   a message ends twice only if the process of one of its ends lost it: was killed, frozen, silent for a lease;
+           or was handling it past the timeout
+fenced     and only such a process meets a fence
 duplicates and not more often than ``concurrency + 512`` in each group of each such process
 committed  no message was settled twice in a group: what was settled is not delivered again, and a lost one is fenced
 chain      what a handler returned is downstream once, with its derived id (where settlements are atomic)
@@ -80,6 +84,7 @@ class Facts:
 
     def __init__(self, lines: Sequence[Line], scenario: Scenario) -> None:
         self.lines, self.scenario = lines, scenario
+        self.groups = {group.full for group in scenario.groups}
         self.by = defaultdict[str, list[Line]](list)
         for line in lines:
             self.by[line.what].append(line)
@@ -94,11 +99,15 @@ class Facts:
         self.feeder = {group.to: group for group in scenario.groups if group.to}
 
     def _shaken(self) -> dict[Who, float]:
-        """Processes that may have lost what they had in hand, and since when: 0, if nobody can tell."""
+        """Processes that may have lost what they had in hand, and since when: 0, if nobody can tell.
+
+        A fence that is no group's is the process's own: all that it had went to others, for it was silent for a lease.
+        """
         found: dict[Who, float] = {}
         for line in self.lines:
             hurt = line.what == "fault" or (line.what == "exited" and line.n)
-            vague = line.detail == "fenced" or (line.what == "armed" and "=kill" not in line.detail)
+            silent = line.what == "event" and line.detail == "fenced" and line.why not in self.groups
+            vague = silent or (line.what == "armed" and ("=stop" in line.detail or "=stall" in line.detail))
             if hurt or vague:
                 who = (line.process, line.pid)
                 found[who] = min(found.get(who, line.at), 0.0 if vague else line.at)
@@ -132,17 +141,21 @@ def judge(lines: Sequence[Line], scenario: Scenario) -> Verdict:
     duplicated, bound = _duplicates(facts)
     found = [
         *_inconclusive(facts, seen),
+        *_missed(facts),
         *_invented(facts),
         *_committed(facts),
         *_repeated(facts),
+        *_fenced(facts),
         *_poison(facts),
         *_early(facts),
     ]
     lost = [violation for group in scenario.groups for violation in _lost(facts, group)]
+    stuck = list(_stuck(facts, lost))
+    lost = [] if stuck and facts.by["stuck"][0].n else lost
     disorder = [
         violation for group in scenario.groups for violation in (*_order(facts, group), *_overlap(facts, group))
     ]
-    found += [*lost, *disorder]
+    found += [*stuck, *lost, *disorder]
     if duplicated > bound:
         found.append(Violation("duplicates", f"{duplicated} messages ended again, {bound} may"))
     if scenario.peek:
@@ -197,13 +210,29 @@ def _inconclusive(facts: Facts, seen: Counter[str]) -> Iterator[Violation]:
         yield Violation("nothing", "nothing was accepted")
     for wanted in facts.scenario.expects:
         if not seen[wanted]:
-            yield Violation("nothing", f"no evidence of {wanted!r}")
+            yield Violation("nothing", f"no evidence of {wanted!r}, only of {', '.join(sorted(seen)) or 'nothing'}")
     for group in facts.scenario.groups:
         if group.ordered and _keys_at_once(facts, group) < 2:
             yield Violation("nothing", f"{group.full} never had two keys in hand at once")
 
 
+def _missed(facts: Facts) -> Iterator[Violation]:
+    """Also the plans of lives that a process never had."""
+    plans = [(name, plan) for name, lives in facts.scenario.points.items() for plan in lives]
+    plans += [(line.process, line.detail) for line in facts.by["armed"]]
+    armed = {(name, part.partition("=")[0]) for name, plan in plans for part in plan.split()}
+    for name, point in sorted(armed - {(line.process, line.detail) for line in facts.by["point"]}):
+        yield Violation("missed", f"{name} was never at {point}")
+
+
 # -- nothing lost, nothing invented
+
+
+def _stuck(facts: Facts, lost: Sequence[Violation]) -> Iterator[Violation]:
+    """What a bus still has when the time is over is late, not lost."""
+    for line in facts.by["stuck"]:
+        left = f"the bus has {line.n} left" if line.n >= 0 else "nobody knows what the bus has left"
+        yield Violation("stuck", f"{line.why}; {left}; {len(lost)} not handled: {'; '.join(v.what for v in lost[:3])}")
 
 
 def _lost(facts: Facts, group: Group) -> Iterator[Violation]:
@@ -310,6 +339,15 @@ def _repeated(facts: Facts) -> Iterator[Violation]:
         if len(sound) > 1:
             where = ", ".join(line.process for line in sound)
             yield Violation("repeated", f"{group}: {id} ended {len(sound)} times in processes without a fault: {where}")
+
+
+def _fenced(facts: Facts) -> Iterator[Violation]:
+    hung = {(who, group) for who, group, *_ in facts.overdue}
+    for line in (*facts.by["unsettled"], *facts.by["total"]):
+        who = (line.process, line.pid)
+        if line.detail == "fenced" and who not in facts.shaken and (who, line.group) not in hung:
+            what = f"{line.group}: {line.id or line.n} of {line.process}, which had no fault"
+            yield Violation("fenced", f"{what}, was given to somebody else")
 
 
 def _poison(facts: Facts) -> Iterator[Violation]:

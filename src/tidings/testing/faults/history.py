@@ -24,10 +24,11 @@ class Line(Struct, frozen=True, kw_only=True, omit_defaults=True):
     of transports     ``received``, ``settled`` (``detail``: ack, dead, retry, release), ``unsettled`` (``detail``:
                       fenced, rejected, unknown), ``event`` (``detail``: its kind, ``n``: how many)
     of processes      ``ready``, ``stopped`` (drained), ``log`` (``detail``: the level), ``total`` (so many, ``n``,
-                      were ``detail``: fenced)
+                      were ``detail``: fenced), ``point`` (``detail``: the fail point at which it acts now)
     of the run        ``started``, ``armed`` (``detail``: its fail points), ``fault`` (``detail``: what was done to it,
                       after which it may lose what it had), ``action`` (what may not cost it anything), ``exited``
-                      (``n``: its status), ``stored`` (found on the bus), ``letter`` (a dead letter found)
+                      (``n``: its status), ``stored`` (found on the bus), ``letter`` (a dead letter found), ``stuck``
+                      (``why``; ``n``: how much the bus had left, -1: nobody knows)
     """
 
     what: str

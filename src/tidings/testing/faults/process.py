@@ -12,6 +12,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -19,7 +20,7 @@ from types import TracebackType
 
 from tidings.transports._points import VARIABLE
 
-LONGEST = 65_536  # bytes of a line
+CHUNK = 65_536  # bytes read at once
 POLL = 0.005
 
 
@@ -33,8 +34,10 @@ class Process:
 
     async def _read(self) -> None:
         assert self.child.stdout is not None
-        while (line := await self.child.stdout.readline()).endswith(b"\n"):
-            self.lines.append(line[:-1].decode(errors="replace"))
+        torn = b""
+        while chunk := await self.child.stdout.read(CHUNK):
+            *whole, torn = (torn + chunk).split(b"\n")
+            self.lines += [line.decode(errors="replace") for line in whole]
 
     @property
     def returncode(self) -> int | None:
@@ -82,15 +85,17 @@ class Process:
 
     async def line(self, start: str, within: float = 30.0) -> str:
         """The first line that begins with ``start``. Raises ``TimeoutError``; ``EOFError`` if it ended without it."""
-        async with asyncio.timeout(within):
-            while True:
-                ended = self._reading.done()
-                for line in self.lines:
-                    if line.startswith(start):
-                        return line
-                if ended:
-                    raise EOFError(f"process {self.pid} ended without {start!r}; it said {self.lines[-5:]}")
-                await asyncio.sleep(POLL)
+        deadline = time.monotonic() + within
+        while True:
+            ended = self._reading.done()
+            for line in self.lines:
+                if line.startswith(start):
+                    return line
+            if ended:
+                raise EOFError(f"process {self.pid} ended without {start!r}; it said {self.lines[-5:]}")
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"process {self.pid} did not say {start!r} within {within:g} s")
+            await asyncio.sleep(POLL)
 
     async def wait(self, within: float = 30.0) -> int:
         """Its exit status. Raises ``TimeoutError``."""
@@ -128,12 +133,11 @@ class Processes:
         is appended; default: this process's.
         """
         command = [sys.executable, "-m", module, *arguments]
-        everything = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {}), VARIABLE: points}
+        armed = {VARIABLE: points} if points else {}
+        everything = {**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {}), **armed}
         pipe = asyncio.subprocess.PIPE
         with errors.open("ab") if errors is not None else nullcontext() as file:
-            child = await asyncio.create_subprocess_exec(
-                *command, stdin=pipe, stdout=pipe, stderr=file, env=everything, limit=LONGEST
-            )
+            child = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=file, env=everything)
         self.started.append(found := Process(child))
         return found
 

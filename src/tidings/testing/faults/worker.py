@@ -25,6 +25,7 @@ from tidings import App, Backoff, Delivery, Message, Partial, Reject, Retry, Top
 from tidings.kernel.errors import PublishFailed
 from tidings.kernel.settling import Stats
 from tidings.kernel.transport import Options
+from tidings.transports import _points
 from tidings.urls import options_for
 
 from .history import Journal, Line
@@ -36,6 +37,7 @@ def main(argument: str) -> None:
     spec = msgspec.json.decode(argument, type=Spec)
     journal = Journal(Path(spec.journal), spec.name)
     logging.basicConfig(level=logging.WARNING, handlers=[Logged(journal)])
+    _points.witnesses.append(lambda name: journal.write("point", detail=name))
     if spec.held:
         print("held", flush=True)
         sys.stdin.readline()

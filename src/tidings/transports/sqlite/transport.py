@@ -72,6 +72,7 @@ class SQLiteTransport:
         self.view.seen = END  # it looks for no news
         self.steps = Claims(con, self._log(con), self.lease, seconds(self.options.retain, "retain"))
         self._writer = Writer(self.path, self.steps, self.options.sync, self.clock, self._told)
+        self._writer.start()
         INHERITED.append(self)
         self.beat = self.loop.call_later(self.lease / 3, self._beat, time.monotonic())
         try:

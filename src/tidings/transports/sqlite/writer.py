@@ -75,6 +75,8 @@ class Writer:
         self.stuck = False
         self.ahead = clock.now() - clock.monotonic()
         self.thread = Thread(target=self._run, name=f"tidings {path.name}", daemon=True)
+
+    def start(self) -> None:
         self.thread.start()
 
     # -- the loop's side -----------------------------------------------------------------------------------------
