@@ -26,8 +26,8 @@ faults: .venv/.ready ## every fault in full: 200 rounds of kill -9, full disks, 
 soak: .venv/.ready ## a mixed load with random faults, FOR=10m; a plot and a verdict
 	@$(RUN) tests.faults.soak --for $(or $(FOR),10m)
 
-bench: .venv/.ready ## speed, measured on this machine; after `make bench-setup` beside other libraries, too
-	@$(RUN) bench
+bench: .venv/.ready ## speed, measured here, after `make bench-setup` beside others too; ARGS="peers --rounds 5 --save"
+	@$(RUN) bench $(ARGS)
 
 bench-setup: .venv/.ready ## the other libraries and servers that `make bench` compares with
 	@scripts/bench_setup.sh

@@ -24,6 +24,8 @@ def arguments() -> argparse.Namespace:
     given = parser.parse_args()
     if unknown := set(given.scenarios).difference(SCENARIOS):
         parser.error(f"no scenario {', '.join(sorted(unknown))}; there are {', '.join(SCENARIOS)}")
+    if given.save and given.quick:
+        parser.error("--save remembers figures, and those of --quick are none")
     if given.rounds is not None and given.rounds < 1:
         parser.error("--rounds is at least 1")
     return given

@@ -29,7 +29,7 @@ FIGURES = (
 
 
 async def grown(folder: Path, messages: int) -> Sequence[float]:
-    """``publish``: onto a backlog of nearly that size; ``consume``: all of it; ``start``: with all of it waiting."""
+    """``publish``: onto a backlog of nearly that size; ``consume``: all of it, with ``start``; ``start``: opening."""
     options = SQLite(path=str(folder / "bench.db"), max_size="64GiB")
     app, _ = consuming(options)
     async with app:  # so that the group is there, and what is published is its backlog
@@ -44,7 +44,7 @@ async def grown(folder: Path, messages: int) -> Sequence[float]:
     start = time.perf_counter()
     async with app:
         ready = time.perf_counter()
-        consumed = messages / (await handled(app, messages) - ready)
+        consumed = messages / (await handled(app, messages) - start)
     return published, consumed, ready - start, peak_rss(), size
 
 

@@ -25,6 +25,7 @@ from .pacer import RUNNING_INTERVAL
 
 PEERS = Path(__file__).with_name("peers")
 UNSYNCED = ("kombu", "faststream")  # nothing they accept has reached a disk: shown, and no part of the bar
+SERVERS = ("nats", "redis")  # in Go and C: the bar is also shown without them
 WORKS = {
     "concurrent": "100 concurrent publishes",
     "publish": "publish in batches",
@@ -35,7 +36,21 @@ WORKS = {
 BAR = {"concurrent": 3.0, "backlog": 3.0}  # times each of the synced ones
 RATE, FIRST, RETAINED = 200.0, 1000, 90_000  # of the memory bus
 
-SQLITE, MEMORY = "Tidings, SQLite", "Tidings, memory"
+SQLITE, OUTPUT, MEMORY = "Tidings, SQLite", "Tidings, SQLite, with an output", "Tidings, memory"
+BACKLOG = (
+    "the clock starts when the consumer starts to open (on the memory bus: when its paused group goes on), and ends "
+    "when the last was settled"
+)
+DURABLE = {
+    SQLITE: "SQLite WAL: publishes that wait together share a commit, synced before any of them returns. Claims and "
+    "settlements are committed at once and synced up to 10 ms later while there are others, 0.5 s when idle: a power "
+    "loss may deliver what was settled in that time again; the death of a process does not",
+    OUTPUT: "the same, but each handler returns a message, stored with its settlement: such commits are synced before "
+    "they are answered. That is more work than the others do for a backlog, and what is settled is as safe as theirs; "
+    "a claim is synced with its settlement at the latest",
+    MEMORY: "nothing: it dies with its process",
+}
+PLAIN = (Figure("rate", "msg/s"),)
 Work = Callable[[Path, int], float]  # messages a second
 
 
@@ -67,14 +82,14 @@ def peers() -> list[Peer]:
 
 def _read(path: Path) -> Peer:
     text = path.read_text()
-    works = WORKS.keys() & set(re.findall(r"^def (\w+)\(", text, re.MULTILINE))
+    works = WORKS.keys() & set(re.findall(r"^(?:async )?def (\w+)\(", text, re.MULTILINE))
     name = re.search(r'^NAME\b.*?= "(.*)"$', text, re.MULTILINE)
     return Peer(path.stem, name[1] if name else path.stem, frozenset(works))
 
 
 def notes() -> str:
     """Which versions these were, and what reaches the disk when."""
-    lines = list[str]()
+    lines = [f"backlog: {BACKLOG}", *(f"{name}: {durable}" for name, durable in DURABLE.items())]
     for peer in peers():
         try:
             found = importlib.import_module(f"bench.peers.{peer.module}")
@@ -106,6 +121,7 @@ def ours() -> dict[tuple[str, str], Work]:
         (SQLITE, "publish"): lambda f, n: run(sqlite.publish(sqlite.url(f), n)),
         (SQLITE, "backlog"): lambda f, n: run(sqlite.backlog(sqlite.url(f), n)),
         (SQLITE, "end_to_end"): lambda f, n: run(sqlite.end_to_end(sqlite.url(f), n)),
+        (OUTPUT, "backlog"): lambda f, n: run(sqlite.answered(sqlite.url(f), n)),
         (MEMORY, "concurrent"): lambda _, n: run(sqlite.concurrent("memory://", n)),
         (MEMORY, "publish"): lambda _, n: run(sqlite.publish("memory://", n)),
         (MEMORY, "backlog"): lambda _, n: run(deliveries("memory://", 1, min(n, RETAINED))),
@@ -124,15 +140,30 @@ def theirs(peer: Peer, work: str) -> Work:
     return run
 
 
-def rate_of(name: str, work: str, run: Work, synced: Sequence[Peer], size: Size) -> Subject:
-    """``synced``: the peers that the embedded bus must beat."""
-    beside = tuple(f"{peer.name}: {work}" for peer in synced if work in peer.works) if name == SQLITE else ()
-    figure = Figure("rate", "msg/s", ratio_to=beside, ratio_at_least=BAR.get(work) if beside else None)
+def circles(found: Sequence[Peer]) -> dict[str, list[Peer]]:
+    """Those whom the embedded bus is to beat: all that sync what they accept, and of these the libraries."""
+    synced = [peer for peer in found if peer.module not in UNSYNCED]
+    libraries = [peer for peer in synced if peer.module not in SERVERS]
+    return {"beside all that sync": synced, "beside Python libraries that sync": libraries}
 
-    def measured() -> tuple[float]:
-        return (scaled(run, size.seconds, size.most),)
 
-    return Subject(f"{name}: {work}", (figure,), measured, series=WORKS[work])
+def judged(work: str, found: Sequence[Peer], bar: float | None) -> tuple[Figure, ...]:
+    """The rate, once for each circle."""
+    return tuple(
+        Figure("rate", "msg/s", ratio_to=_named(circle, work), ratio_at_least=bar, among=among)
+        for among, circle in circles(found).items()
+    )
+
+
+def _named(of: Sequence[Peer], work: str) -> tuple[str, ...]:
+    return tuple(f"{peer.name}: {work}" for peer in of if work in peer.works)
+
+
+def rate_of(name: str, work: str, run: Work, size: Size, figures: tuple[Figure, ...] = PLAIN) -> Subject:
+    def measured() -> tuple[float, ...]:
+        return (scaled(run, size.seconds, size.most),) * len(figures)
+
+    return Subject(f"{name}: {work}", figures, measured, series=WORKS[work])
 
 
 def latency_of(name: str, delays: Callable[[Path], Sequence[float]]) -> Subject:
@@ -156,11 +187,14 @@ def their_latency(peer: Peer, seconds: float) -> Subject:
 def scenario(quick: bool) -> Scenario:
     size = Size(0.3, 10_000, 2.0) if quick else Size(2.0, 400_000, 10.0)
     found, subjects = peers(), list[Subject]()
-    synced = [peer for peer in found if peer.module not in UNSYNCED]
+    figures = {(SQLITE, work): judged(work, found, BAR.get(work)) for work in WORKS}
+    figures[OUTPUT, "backlog"] = judged("backlog", found, None)  # shown beside them; the bar is for the same work
     for work in WORKS:
-        subjects += [rate_of(name, work, run, synced, size) for (name, of), run in ours().items() if of == work]
+        for (name, of), run in ours().items():
+            if of == work:
+                subjects.append(rate_of(name, work, run, size, figures.get((name, work), PLAIN)))
         if work != "latency":
-            subjects += [rate_of(p.name, work, theirs(p, work), synced, size) for p in found if work in p.works]
+            subjects += [rate_of(p.name, work, theirs(p, work), size) for p in found if work in p.works]
     subjects.append(latency_of(SQLITE, lambda folder: stopped(two_processes(folder, RATE, size.paced))))
     subjects += [their_latency(peer, size.paced) for peer in found if "latency" in peer.works]
     return Scenario(tuple(subjects), rounds=3, notes=notes)

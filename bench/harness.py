@@ -43,7 +43,10 @@ PATIENCE = 900.0  # seconds a measurement may take
 
 
 class Figure(Struct, frozen=True):
-    """One number a subject yields. ``ratio_to`` names subjects whose same figure it is compared with."""
+    """One number a subject yields. ``ratio_to`` names subjects whose same figure it is compared with.
+
+    ``among``: who these are. A figure that is judged beside several circles stands there once for each.
+    """
 
     name: str
     unit: str
@@ -52,6 +55,7 @@ class Figure(Struct, frozen=True):
     ratio_to: tuple[str, ...] = ()
     ratio_at_most: float | None = None  # beside each of them
     ratio_at_least: float | None = None
+    among: str = ""
 
 
 class Subject(Struct, frozen=True):

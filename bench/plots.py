@@ -172,7 +172,8 @@ def _decades(values: list[float]) -> tuple[float, float]:
 
 def bars(report: Report) -> list[Panel]:
     """A panel for each figure of each series."""
-    plain = [row for row in rows(report) if row.subject.at is None and row.values and not _is_timed(row.subject)]
+    once = {(row.subject.name, row.figure.name, row.figure.unit): row for row in rows(report)}
+    plain = [row for row in once.values() if row.subject.at is None and row.values and not _is_timed(row.subject)]
     shown = dict.fromkeys((row.subject.series, row.figure.name, row.figure.unit) for row in plain)
     return [
         _bar_panel(

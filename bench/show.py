@@ -52,7 +52,7 @@ def cells(row: Row, first: bool) -> tuple[str, ...]:
     figure = row.figure
     spread = f"{number(min(row.values))}–{number(max(row.values))}" if row.values else shortened(row.subject.error)
     middle = number(row.median) if row.values else "–"
-    named = f"{figure.name} {figure.unit}".strip()
+    named = f"{figure.name} {figure.unit}".strip() + (f", {figure.among}" if figure.among else "")
     after = used(row.subject) if first else ("", "")
     return row.subject.name, named, middle, spread, budget_of(figure), row.verdict, beside(row), *after
 

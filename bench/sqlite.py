@@ -20,6 +20,7 @@ TOPICS = 2000
 PUBLISHERS = 100
 
 placed = Topic("orders.placed", Order)
+billed = Topic("orders.billed", Order)
 readings = Topic("sensors.{device}.temperature", Order)
 
 
@@ -78,11 +79,28 @@ async def publish_wide(folder: Path, messages: int) -> float:
 
 
 async def backlog(bus: str, messages: int) -> float:
-    app, began = consuming(bus)
+    app, _ = consuming(bus)
+    return await consumed(app, messages)
+
+
+async def consumed(app: App, messages: int) -> float:
+    """Messages a second of a backlog, from when the app starts to open until the last was settled."""
     async with app.connect():
         await publish_all(app, [placed(order(n)) for n in range(BATCH)], messages)
+    began = time.perf_counter()
     async with app:
-        return messages / (await handled(app, messages) - began[0])
+        return messages / (await handled(app, messages) - began)
+
+
+async def answered(bus: str, messages: int) -> float:
+    """A backlog whose handler returns a message for each: stored with the settlement, and synced as what is stored."""
+    app = App("bench", bus)
+
+    @app.on(placed, start="first", to=billed)
+    async def noop(order: Order) -> Order:
+        return order
+
+    return await consumed(app, messages)
 
 
 async def end_to_end(bus: str, messages: int) -> float:

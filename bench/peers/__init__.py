@@ -5,7 +5,7 @@ and when) and ``VERSION()``, and some of these, each of which is called in a pro
 
 - ``concurrent(folder, messages, publishers) -> float``: messages a second, each accepted when its publish returns
 - ``publish(folder, messages) -> float``: as fast as its interface allows
-- ``backlog(folder, messages) -> float``: consuming what was published before
+- ``backlog(folder, messages) -> float``: consuming what was published before, the opening of the consumer included
 - ``end_to_end(folder, messages) -> float``: publishing and consuming at once
 - ``latency(folder, rate, seconds) -> list[float]``: seconds from the moment a message was due to its handler
 

@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import wraps
 from multiprocessing import get_context
+from pathlib import Path
 from threading import Event
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import msgspec
 
@@ -21,9 +23,28 @@ BATCH = 1000
 PATIENCE = 120.0  # seconds until what has not arrived is lost
 POLL = 0.001  # seconds between two looks at an empty queue, where a library can only poll
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(Order).decode
 _stamp = msgspec.json.Decoder(Stamped).decode
+
+
+def served(
+    server: Callable[[Path], AbstractContextManager[str]],
+) -> Callable[[Callable[Concatenate[str, P], Coroutine[Any, Any, T]]], Callable[Concatenate[Path, P], T]]:
+    """What is decorated gets the URL of a server whose data is in the folder that it is called with."""
+
+    def decorate(work: Callable[Concatenate[str, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Path, P], T]:
+        @wraps(work)
+        def run(folder: Path, /, *args: P.args, **options: P.kwargs) -> T:
+            with server(folder) as url:
+                return asyncio.run(work(url, *args, **options))
+
+        return run
+
+    return decorate
 
 
 def orders(messages: int) -> list[Order]:

@@ -90,12 +90,11 @@ def _handling(tally: Tally) -> Callable[[Message], None]:
 def backlog(folder: Path, messages: int) -> float:
     """Each fetch lists and sorts the whole folder: the rate falls as the backlog grows."""
     _publish(folder, orders(messages))
-    tally = Tally(messages)
+    tally, began = Tally(messages), time.perf_counter()
     with (
         _connection(folder) as connection,
         Consumer(connection.default_channel, [_queue], on_message=_handling(tally)),
     ):
-        began = time.perf_counter()
         while tally.more():
             connection.drain_events(timeout=PATIENCE)
         took = time.perf_counter() - began

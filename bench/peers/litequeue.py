@@ -93,7 +93,9 @@ def backlog(folder: Path, messages: int) -> float:
     queue, tally = _queue(folder), Tally(messages)
     for batch in batches(orders(messages)):
         _put(queue, batch)
+    queue.close()
     began = time.perf_counter()
+    queue = _queue(folder)
     _consume(queue, tally)
     took = time.perf_counter() - began
     tally.check(left=queue.qsize())

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 
 import nats
 from nats.errors import TimeoutError as NothingCame
@@ -29,6 +28,7 @@ from ._shared import (
     in_tasks,
     orders,
     publish_paced,
+    served,
 )
 
 NAME = "NATS JetStream"
@@ -91,7 +91,8 @@ async def _counted(pull: Pull, tally: Tally) -> float:
     return ended
 
 
-async def _concurrent(url: str, messages: int, publishers: int) -> float:
+@served(servers.nats)
+async def concurrent(url: str, messages: int, publishers: int) -> float:
     """Tasks over one connection, each waiting for the acknowledgement of its message."""
     async with _stream(url) as js:
         rate = await in_tasks(partial(js.publish, SUBJECT, timeout=PATIENCE), messages, publishers)
@@ -99,7 +100,8 @@ async def _concurrent(url: str, messages: int, publishers: int) -> float:
         return rate
 
 
-async def _publish(url: str, messages: int) -> float:
+@served(servers.nats)
+async def publish(url: str, messages: int) -> float:
     async with _stream(url) as js:
         whole = orders(messages)
         began = time.perf_counter()
@@ -109,15 +111,17 @@ async def _publish(url: str, messages: int) -> float:
         return messages / took
 
 
-async def _backlog(url: str, messages: int) -> float:
-    await _publish(url, messages)
+@served(servers.nats)
+async def backlog(url: str, messages: int) -> float:
     async with _stream(url) as js:
-        pull = await _subscribe(js)
-        began = time.perf_counter()
-        return messages / (await _counted(pull, Tally(messages)) - began)
+        await _publish_all(js, orders(messages))
+    began = time.perf_counter()
+    async with _stream(url) as js:
+        return messages / (await _counted(await _subscribe(js), Tally(messages)) - began)
 
 
-async def _end_to_end(url: str, messages: int) -> float:
+@served(servers.nats)
+async def end_to_end(url: str, messages: int) -> float:
     async with _stream(url) as js:
         consuming = asyncio.create_task(_counted(await _subscribe(js), Tally(messages)))
         whole = orders(messages)
@@ -135,36 +139,12 @@ def _publisher(url: str, rate: float, seconds: float) -> None:
     asyncio.run(_pace(url, rate, seconds))
 
 
-async def _latency(url: str, rate: float, seconds: float) -> list[float]:
+@served(servers.nats)
+async def latency(url: str, rate: float, seconds: float) -> list[float]:
+    """Two processes and the server."""
     delays = Delays(rate, seconds)
     async with _stream(url) as js:
         pull = await _subscribe(js)
         with beside(_publisher, url, rate, seconds):
             await _consume(pull, delays.handle, delays.more)
     return delays.values
-
-
-def concurrent(folder: Path, messages: int, publishers: int) -> float:
-    with servers.nats(folder) as url:
-        return asyncio.run(_concurrent(url, messages, publishers))
-
-
-def publish(folder: Path, messages: int) -> float:
-    with servers.nats(folder) as url:
-        return asyncio.run(_publish(url, messages))
-
-
-def backlog(folder: Path, messages: int) -> float:
-    with servers.nats(folder) as url:
-        return asyncio.run(_backlog(url, messages))
-
-
-def end_to_end(folder: Path, messages: int) -> float:
-    with servers.nats(folder) as url:
-        return asyncio.run(_end_to_end(url, messages))
-
-
-def latency(folder: Path, rate: float, seconds: float) -> list[float]:
-    """Two processes and the server."""
-    with servers.nats(folder) as url:
-        return asyncio.run(_latency(url, rate, seconds))

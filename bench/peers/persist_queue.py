@@ -82,7 +82,9 @@ def backlog(folder: Path, messages: int) -> float:
     queue, tally = _queue(folder), Tally(messages)
     for order in orders(messages):
         queue.put(encode(order))
+    queue.close()
     began = time.perf_counter()
+    queue = _queue(folder)
     _consume(queue, tally)
     took = time.perf_counter() - began
     tally.check(_left(queue, messages))

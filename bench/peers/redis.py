@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from redis.asyncio import Redis
@@ -27,6 +26,7 @@ from ._shared import (
     in_tasks,
     orders,
     publish_paced,
+    served,
 )
 
 NAME = "Redis Streams"
@@ -58,12 +58,13 @@ async def _add(client: Redis, body: bytes) -> None:
     await client.xadd(STREAM, {"body": body})
 
 
-async def _add_all(client: Redis, batch: Sequence[Order]) -> None:
-    """A pipeline: one round trip, one sync."""
-    async with client.pipeline(transaction=False) as pipe:
-        for order in batch:
-            pipe.xadd(STREAM, {"body": encode(order)})
-        await pipe.execute()
+async def _publish_all(client: Redis, whole: Sequence[Order]) -> None:
+    """A pipeline for each batch: one round trip, one sync."""
+    for batch in batches(whole):
+        async with client.pipeline(transaction=False) as pipe:
+            for order in batch:
+                pipe.xadd(STREAM, {"body": encode(order)})
+            await pipe.execute()
 
 
 async def _read(client: Redis) -> list[tuple[bytes, dict[bytes, bytes]]]:
@@ -90,7 +91,8 @@ async def _counted(client: Redis, tally: Tally) -> float:
     return ended
 
 
-async def _concurrent(url: str, messages: int, publishers: int) -> float:
+@served(servers.redis)
+async def concurrent(url: str, messages: int, publishers: int) -> float:
     """Tasks over one client, whose pool gives each a connection while it waits."""
     async with _client(url, publishers) as client:
         rate = await in_tasks(partial(_add, client), messages, publishers)
@@ -98,31 +100,33 @@ async def _concurrent(url: str, messages: int, publishers: int) -> float:
         return rate
 
 
-async def _publish(url: str, messages: int) -> float:
+@served(servers.redis)
+async def publish(url: str, messages: int) -> float:
     async with _client(url) as client:
         whole = orders(messages)
         began = time.perf_counter()
-        for batch in batches(whole):
-            await _add_all(client, batch)
+        await _publish_all(client, whole)
         took = time.perf_counter() - began
         accepted(await client.xlen(STREAM), messages)
         return messages / took
 
 
-async def _backlog(url: str, messages: int) -> float:
-    await _publish(url, messages)
+@served(servers.redis)
+async def backlog(url: str, messages: int) -> float:
     async with _client(url) as client:
-        began = time.perf_counter()
+        await _publish_all(client, orders(messages))
+    began = time.perf_counter()
+    async with _client(url) as client:
         return messages / (await _counted(client, Tally(messages)) - began)
 
 
-async def _end_to_end(url: str, messages: int) -> float:
+@served(servers.redis)
+async def end_to_end(url: str, messages: int) -> float:
     async with _client(url) as client:
         consuming = asyncio.create_task(_counted(client, Tally(messages)))
         whole = orders(messages)
         began = time.perf_counter()
-        for batch in batches(whole):
-            await _add_all(client, batch)
+        await _publish_all(client, whole)
         return messages / (await consuming - began)
 
 
@@ -135,35 +139,11 @@ def _publisher(url: str, rate: float, seconds: float) -> None:
     asyncio.run(_pace(url, rate, seconds))
 
 
-async def _latency(url: str, rate: float, seconds: float) -> list[float]:
+@served(servers.redis)
+async def latency(url: str, rate: float, seconds: float) -> list[float]:
+    """Two processes and the server."""
     delays = Delays(rate, seconds)
     async with _client(url) as client:
         with beside(_publisher, url, rate, seconds):
             await _consume(client, delays.handle, delays.more)
     return delays.values
-
-
-def concurrent(folder: Path, messages: int, publishers: int) -> float:
-    with servers.redis(folder) as url:
-        return asyncio.run(_concurrent(url, messages, publishers))
-
-
-def publish(folder: Path, messages: int) -> float:
-    with servers.redis(folder) as url:
-        return asyncio.run(_publish(url, messages))
-
-
-def backlog(folder: Path, messages: int) -> float:
-    with servers.redis(folder) as url:
-        return asyncio.run(_backlog(url, messages))
-
-
-def end_to_end(folder: Path, messages: int) -> float:
-    with servers.redis(folder) as url:
-        return asyncio.run(_end_to_end(url, messages))
-
-
-def latency(folder: Path, rate: float, seconds: float) -> list[float]:
-    """Two processes and the server."""
-    with servers.redis(folder) as url:
-        return asyncio.run(_latency(url, rate, seconds))

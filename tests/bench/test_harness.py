@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from bench.harness import SCENARIOS, Figure, Measured, Measurement, Report, Row, rows, run, scenario
+from bench.bare import Bare
+from bench.harness import ROOT, SCENARIOS, Figure, Measured, Measurement, Report, Row, rows, run, scenario
 from bench.histogram import counted, timed, together
 from bench.machine import machine
-from bench.plots import draw
+from bench.plots import bars, draw
 from bench.show import beside as compared
 from bench.show import budget_of, failed, table
 
 from bench import beside, keep
+from tidings.transports.sqlite.writer import SYNC
 
+SLOWER = {"a": 20.0, "b": 5.0}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -250,13 +256,57 @@ def test_scenarios_compare_with_subjects_of_their_own(name: str, quick: bool) ->
     assert all(one.at is None or found.grows for one in found.subjects)
 
 
-def test_the_embedded_bus_is_compared_with_every_synced_peer() -> None:
+def test_the_embedded_bus_is_compared_with_every_synced_peer_and_with_the_libraries_of_them() -> None:
     found = {one.name: one for one in beside.scenario(True).subjects}
-    (figure,) = found[f"{beside.SQLITE}: backlog"].figures
-    synced = [p.name for p in beside.peers() if p.module not in beside.UNSYNCED and "backlog" in p.works]
-    assert list(figure.ratio_to) == [f"{name}: backlog" for name in synced]
-    assert figure.ratio_at_least == 3.0
-    assert synced
+    every, libraries = found[f"{beside.SQLITE}: backlog"].figures
+    synced = [p for p in beside.peers() if p.module not in beside.UNSYNCED and "backlog" in p.works]
+    assert every.ratio_to == tuple(f"{p.name}: backlog" for p in synced)
+    assert libraries.ratio_to == tuple(f"{p.name}: backlog" for p in synced if p.module not in beside.SERVERS)
+    assert every.ratio_at_least == libraries.ratio_at_least == 3.0
+    assert {p.module for p in synced} == {"huey", "litequeue", "persist_queue", *beside.SERVERS}
+    assert beside.DURABLE.keys() == {name for name, _ in beside.ours()}
+
+
+def test_a_figure_beside_two_circles_has_two_lines_and_one_bar() -> None:
+    rate = Figure("rate", "msg/s", ratio_to=("a", "b"), ratio_at_least=3.0, among="beside all")
+    some = Figure("rate", "msg/s", ratio_to=("b",), ratio_at_least=3.0, among="beside some")
+    ours = Measured("ours", (rate, some), rounds=[Measurement([30.0, 30.0], 0.0, 1.0)])
+    others = [Measured(n, (Figure("rate", "msg/s"),), rounds=[Measurement([r], 0.0, 1.0)]) for n, r in SLOWER.items()]
+    report = Report("circles", "", [ours, *others], [])
+    assert [one.verdict for one in rows(report)] == ["MISSED", "ok", "", ""]
+    assert "rate msg/s, beside all " in table(report)
+    assert "rate msg/s, beside some " in table(report)
+    ((height, _),) = bars(report)
+    assert height == bars(Report("circles", "", [Measured("ours", (rate,), rounds=ours.rounds), *others], []))[0][0]
+
+
+def test_the_floor_is_as_durable_as_the_embedded_bus(tmp_path: Path) -> None:
+    """What is stored is synced at once, a claim or a settlement only when nothing was for a while."""
+    floor, normal, full = Bare(tmp_path), 1, 2
+
+    def synchronous(*, soft: bool, synced: float) -> int:
+        floor.synced = synced
+        floor.begin(soft=soft)
+        found: int = floor.con.execute("PRAGMA synchronous").get
+        floor.commit()
+        return found
+
+    later = time.monotonic() + 3600.0
+    assert synchronous(soft=False, synced=later) == full
+    assert floor.synced < later
+    assert synchronous(soft=True, synced=later) == normal
+    assert floor.synced == later
+    assert synchronous(soft=True, synced=time.monotonic() - 2 * SYNC) == full
+    floor.close()
+
+
+@pytest.mark.parametrize("words", [("--quick", "--save"), ("--save", "--quick", "imports")])
+def test_quick_figures_are_not_saved(words: tuple[str, ...]) -> None:
+    done = subprocess.run(
+        (sys.executable, "-m", "bench", *words), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "--quick" in done.stderr
 
 
 def test_runs_grow_until_they_take_long_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

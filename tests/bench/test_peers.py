@@ -37,7 +37,7 @@ WORKS = {  # work: what it is given besides the folder
     "end_to_end": (48,),
     "latency": (100.0, 0.5),
 }
-DONE = [(name, work) for name, source in SOURCES.items() for work in WORKS if f"\ndef {work}(" in source]
+DONE = [(name, work) for name, source in SOURCES.items() for work in WORKS if f"def {work}(" in source]
 UNSYNCED = {"faststream", "kombu"}
 SERVERS = {"redis": (servers.redis, "redis-server"), "nats": (servers.nats, "nats-server")}
 
