@@ -72,6 +72,18 @@ async def test_a_torn_file(tmp_path: Path) -> None:
             await b.publish([message(1)])
 
 
+async def test_a_file_cut_within_a_page(tmp_path: Path) -> None:
+    """Found by the nemesis "cut file", seed 93383: messages of that page were missing, and nobody was told."""
+    async with bus(tmp_path) as b:
+        await b.publish([message(n) for n in range(2000)])
+    path = tmp_path / "bus.db"
+    con = apsw.Connection(str(path))
+    leaf = con.execute("SELECT max(pageno) FROM dbstat WHERE name = 'log_1' AND pagetype = 'leaf'").get
+    con.close()
+    os.truncate(path, (leaf - 1) * sqlite.PAGE + 2000)
+    await refused(tmp_path, BusCorrupt)
+
+
 async def test_no_folder(tmp_path: Path) -> None:
     await refused(tmp_path / "missing", BusUnavailable)
 

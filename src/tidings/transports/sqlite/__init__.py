@@ -150,6 +150,7 @@ def connect(path: Path, *, read: bool = False) -> apsw.Connection:
         con.limit(apsw.SQLITE_LIMIT_LENGTH, MOST_BYTES)
         if con.readonly("main"):
             raise read_only(path)
+        _check_end(con, path)
         _check_schema(con, path)
         con.execute("PRAGMA synchronous = FULL; PRAGMA cache_size = -16000; PRAGMA temp_store = MEMORY")
         con.execute(f"PRAGMA query_only = {int(read)}")
@@ -194,6 +195,16 @@ def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
     points = [(line[1].encode().decode("unicode_escape"), line[2]) for line in lines if len(line) > 2]
     inside = [(len(point), kind) for point, kind in points if path.is_relative_to(point)]
     return max(inside, key=lambda entry: entry[0])[1] if inside else ""
+
+
+def _check_end(con: apsw.Connection, path: Path) -> None:
+    """A file that ends within a page was cut: SQLite takes the rest for zeros, and those for rows without a topic.
+
+    Unless the write-ahead log has that page: then a copy into the file was cut short, and nothing is lost.
+    """
+    whole = path.stat().st_size % con.execute("PRAGMA page_size").get == 0
+    if not whole and (told := con.execute("PRAGMA quick_check(1)").get) != "ok":
+        raise errors.BusCorrupt(f"{path} is damaged", why=told, mend="restore it from a backup")
 
 
 def _check_schema(con: apsw.Connection, path: Path) -> None:
