@@ -41,6 +41,7 @@ THREAD_CHUNK, PROCESS_CHUNK = 0.001, 0.005  # seconds of work that chunks aim at
 MOST, MOST_BYTES = 256, 1024 * 1024  # calls in a chunk; bytes of bodies in one for a child
 GRACE, START = 5.0, 60.0  # seconds: for running calls at the end; for a child to import its handler
 SAMPLE, FORGET = 0.02, 10.0  # seconds between looks at what threads do; until another number of them is tried
+SPARE = 5  # looks in a row, for one may be mistaken
 AGAIN, AGAIN_MOST = 0.05, 2.0  # seconds before another child is started, when several died without an answer
 
 # a signal to the whole group (Ctrl-C, systemd) is the parent's business: it drains, and ends its children itself
@@ -86,16 +87,19 @@ class Crew:
     def __init__(self, most: int) -> None:
         self.most = self.allowed = most
         self._floor, self._until = 1, 0.0  # fewer were not enough lately; when that is forgotten
+        self._spare = 0  # looks in a row that saw room for more
 
     def decide(self, pool: float, process: float, busy: int, now: float) -> None:
         """``pool``, ``process``: processors that the ``busy`` threads, and all of the process, used lately."""
+        spare = pool > 1.2 or process < 0.85  # they let go of the GIL, or nobody has it: more may do more
+        self._spare = self._spare + 1 if spare and self.allowed < self.most else 0
         if now > self._until and self.most > 1:
             self._floor, self._until = 1, now + FORGET
             self.allowed = max(2, self.allowed)  # perhaps they have changed
-        elif pool > 1.2 or process < 0.85:  # they let go of the GIL, or nobody has it: more may do more
-            if self.allowed < self.most:
-                self._floor = self.allowed = min(self.most, 2 * max(busy, self.allowed))
-        elif pool > 0.3 and busy <= self.allowed:
+        elif self._spare >= SPARE:
+            self._floor, self._spare = min(self.most, 2 * max(busy, self.allowed)), 0
+            self.allowed = self._floor
+        elif not spare and pool > 0.3 and busy <= self.allowed:
             self.allowed = self._floor
 
 

@@ -48,7 +48,7 @@ def allowed(workload: Workload, looks: int, most: int = 8, start: int | None = N
 )
 def test_as_many_as_do_as_much(workload: Workload, threads: int) -> None:
     seen = allowed(workload, looks=5_000)
-    assert seen.count(threads) > 0.99 * len(seen)
+    assert seen.count(threads) > 0.98 * len(seen)
 
 
 def test_those_that_compute_are_few_at_once() -> None:
@@ -70,7 +70,9 @@ def test_threads_that_block_keep_nobody_out() -> None:
     crew.decide(0.0, 0.5, 8, 0.01)
     crew.decide(1.0, 1.0, 8, 0.02)
     assert crew.allowed == 1
-    crew.decide(0.0, 0.1, 7, 0.04)
+    for n in range(5):
+        assert crew.allowed == 1, "one look may be mistaken"
+        crew.decide(0.0, 0.1, 7, 0.04 + n * 0.02)
     assert crew.allowed == 8
 
 

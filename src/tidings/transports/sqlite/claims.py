@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import apsw
 from msgspec import Struct
 
 from tidings.kernel.errors import BusError, NoAnswerer
@@ -87,6 +88,8 @@ class Claims(Groups):
             bindings |= {"slots": bits(slots), "flying": flying, "limit": limit}
             rows = self.rows(sql("take_ordered"), bindings)
         found = self.log.fetch([row[0] for row in rows]) if rows else {}
+        if len(found) < len(rows):
+            raise apsw.CorruptError("a message that was parked is not in the log")
         takes = []
         for seq, take, failures, crashes, suspect in sorted(rows):
             held = self.takes[group.id, seq] = Held(group.id, {seq}, self.mono, owner)
