@@ -26,7 +26,7 @@ from .errors import BusError, HandlerTimeout
 from .handler import Handler
 from .outcome import Breaker
 from .recovery import recover
-from .settling import AGAIN, FLUSH, UNFLUSHED, Policy, Settling
+from .settling import AGAIN, UNFLUSHED, Policy, Settling
 from .transport import ACK, Consumer, Delivery, Release, Settlement
 
 log = logging.getLogger("tidings")
@@ -212,14 +212,9 @@ class Worker:
         self._wake()
 
     def _flush_soon(self) -> None:
-        """Flush when enough is settled, or after a while, by a timer that all settlements of that while share."""
-        settling = self.settling
-        if settling.full:
+        """Rest, and so flush, when as much is settled as may be; else by a timer that all settlements share."""
+        if self.settling.full:
             self.blocked = True
-        elif len(settling.ready) >= FLUSH:
-            self.until = 0.0  # breathe: a flush may begin
-            settling.flushable.set()
-            self.limit = UNFLUSHED - len(settling.committing)
         elif not self.timing:
             self.timing = True
             asyncio.get_running_loop().call_later(FLUSH_AFTER, self._flush_due)
@@ -234,7 +229,7 @@ class Worker:
         """Something changed that may let a worker or the receiver go on; whether deliveries may start."""
         settling = self.settling
         self.blocked = self.breathing or self.paused or settling.full or settling.tripped
-        self.limit = min(FLUSH, UNFLUSHED - len(settling.committing)) if self.timing else 1
+        self.limit = UNFLUSHED - len(settling.committing) if self.timing else 1
         self.wanted.set()
         if self.lanes.suspects:
             settling.suspected.set()
