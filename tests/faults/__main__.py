@@ -11,13 +11,14 @@ import shutil
 import subprocess
 import sys
 import time
+import traceback
 from datetime import UTC, datetime
 from pathlib import Path
 
 import apsw
 import msgspec
 from msgspec import Struct
-from tests.faults.report import NEMESES, Nemesis, Seen
+from tests.faults.report import NEMESES, Entry, Seen
 
 HERE = Path(__file__).parent
 OUT = HERE / "out"
@@ -44,12 +45,15 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def run_one(each: Nemesis, seed: int, rounds: int) -> Seen:
-    """In a folder that is kept if something was wrong."""
+async def run_one(each: Entry, seed: int, rounds: int) -> Seen:
+    """In a folder that is kept if something was wrong, also with the nemesis itself."""
     folder = OUT / f"{each.name.replace(' ', '-')}-{seed}-{os.getpid()}"
     began = time.monotonic()
     print(f"{each.name}: {rounds} rounds from seed {seed} ... ", end="", flush=True)
-    seen = await each.attack(folder, seed, rounds)
+    try:
+        seen = await each.attack(folder, seed, rounds)
+    except Exception:
+        seen = Seen(rounds=0, accepted=0, lost=0, faults=[traceback.format_exc()])
     print(f"{seen.verdict} in {time.monotonic() - began:.1f} s: {seen.evidence}", flush=True)
     for fault in seen.faults[:10]:
         print(f"  {fault}")
@@ -57,20 +61,23 @@ async def run_one(each: Nemesis, seed: int, rounds: int) -> Seen:
         shutil.rmtree(folder, ignore_errors=True)
     else:
         print(f"  again: python -m tests.faults '{each.name}' --seed {seed} --rounds {rounds}; see {folder}")
+    if seen.note:
         print(f"  {seen.note}")
     return seen
 
 
 class Kept(Struct):
-    """What was seen, of which seed, when, and of which code."""
+    """What was seen, of which seed, when, of which code, and with which versions of what it stands on."""
 
     seen: Seen
     seed: int
     at: str
+    versions: str = ""
 
 
-def row(each: Nemesis, kept: Kept) -> str:
+def row(each: Entry, kept: Kept) -> str:
     seen = kept.seen
+    noted = [seen.note] if seen.note and seen.verdict == "held" else []  # else it says how to see it again
     recovered = "" if seen.recovered is None else f"{seen.recovered:.1f} s"
     cells = [
         f"**{each.name}**: {each.what}",
@@ -81,19 +88,18 @@ def row(each: Nemesis, kept: Kept) -> str:
         f"{seen.duplicated:,} ({seen.bound:,})",
         f"{seen.disorder:,}",
         recovered,
-        seen.evidence,
+        "; ".join([seen.evidence, *noted]),
         seen.verdict,
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def save(name: str, kept: Kept) -> dict[str, Kept]:
-    """Beside what earlier runs have found of other nemeses; all of it, the newest of each."""
-    OUT.mkdir(exist_ok=True)
-    path = OUT / "seen.json"
+def save(path: Path, each: Entry, kept: Kept, rounds: int) -> dict[str, Kept]:
+    """Beside what earlier runs have found of other nemeses; all of it, the newest full run of each."""
     known = msgspec.json.decode(path.read_bytes(), type=dict[str, Kept]) if path.exists() else {}
-    known[name] = kept
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(known)))
+    if rounds >= each.full:
+        known[each.name] = kept
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(known)))
     return {name: known[name] for name in NEMESES if name in known}
 
 
@@ -108,8 +114,9 @@ def now() -> str:
 def report(page: Path, known: dict[str, Kept]) -> None:
     """Replace the table of a page."""
     rows = [row(NEMESES[name], kept) for name, kept in known.items()]
-    when = sorted({kept.at for kept in known.values()})
-    told = f"From {when[0]}, to {when[-1]}; Python {platform.python_version()}, SQLite {apsw.sqlite_lib_version()}."
+    when = sorted({kept.at for kept in known.values()}) or ["never"]
+    versions = "; ".join(sorted({kept.versions for kept in known.values() if kept.versions}))
+    told = f"From {when[0]}, to {when[-1]}; {versions}."
     before, begin, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -124,11 +131,13 @@ def main() -> int:
         sys.exit(f"no nemesis {sorted(unknown)}; there are: {', '.join(NEMESES)}")
     print(f"seed {asked.seed}")
     rows, good = [], True
+    OUT.mkdir(exist_ok=True)
     for name in asked.names or NEMESES:
         each = NEMESES[name]
-        seen = asyncio.run(run_one(each, asked.seed, asked.rounds or (each.quick if asked.quick else each.full)))
-        kept = Kept(seen, asked.seed, now())
-        known = save(name, kept)
+        rounds = asked.rounds or (each.quick if asked.quick else each.full)
+        seen = asyncio.run(run_one(each, asked.seed, rounds))
+        kept = Kept(seen, asked.seed, now(), f"Python {platform.python_version()}, SQLite {apsw.sqlite_lib_version()}")
+        known = save(OUT / "seen.json", each, kept, rounds)
         rows.append(row(each, kept))
         good &= seen.verdict == "held"
     print("", HEADER, *rows, sep="\n")

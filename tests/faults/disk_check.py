@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
-import sys
 import time
 import traceback
 from collections import Counter
@@ -22,12 +21,14 @@ from tests.faults.disk_worker import GROUP, PLACED, Spec, Told
 from tidings.kernel.errors import BusCorrupt, TidingsError
 from tidings.kernel.message import Message
 from tidings.kernel.transport import Settlement, Subscription
+from tidings.testing.faults import Process, Processes
 from tidings.transports.sqlite import SQLite
 from tidings.transports.sqlite.transport import SQLiteTransport
 
-ROOT = Path(__file__).parents[2]
+POLL = 0.005
 DEADLINE = 60.0  # seconds a worker has to do what a test waits for
 SILENCE = 3.0  # seconds without a delivery, while some are wanted: they are lost
+DECODER = msgspec.json.Decoder(Told)
 _names = itertools.count()
 
 
@@ -35,65 +36,57 @@ class Child:
     """A worker process: ``told`` is what it has said, ``handled`` the ids of what it has handled, ``err`` the file of
     its standard error."""
 
-    def __init__(self, process: asyncio.subprocess.Process, err: Path) -> None:
+    def __init__(self, process: Process, err: Path) -> None:
         self.process, self.err = process, err
         self.told: list[Told] = []
         self.counts = Counter[str]()
         self.handled: set[str] = set()
-        self.news = asyncio.Event()
-        self.reading = asyncio.ensure_future(self._read())
 
-    async def _read(self) -> None:
-        assert self.process.stdout is not None
-        decoder = msgspec.json.Decoder(Told)
-        async for line in self.process.stdout:
-            told = decoder.decode(line)
+    def hear(self) -> None:
+        """What it has said since."""
+        lines, self.process.lines = self.process.lines, []
+        for line in lines:
+            told = DECODER.decode(line)
             self.told.append(told)
             self.counts[told.what] += 1
             if told.what == "handled":
                 self.handled.add(told.id)
-            self.news.set()
-        self.news.set()
 
     def ids(self, what: str) -> list[str]:
+        self.hear()
         return [id for told in self.told if told.what == what for id in (told.ids or [told.id])]
 
     def count(self, what: str) -> int:
+        self.hear()
         return self.counts[what]
 
     async def until(self, condition: Callable[[], Any], what: str, within: float = DEADLINE) -> None:
         """Wait for a condition on what it told. Raises ``AssertionError``, also when it ended before."""
-        try:
-            async with asyncio.timeout(within):
-                while not condition():
-                    assert not self.reading.done(), f"ended before {what}: {self.tail()}"
-                    self.news.clear()
-                    await self.news.wait()
-        except TimeoutError:
-            raise AssertionError(f"no {what} within {within:g} s: {self.tail()}") from None
+        deadline, over = time.monotonic() + within, False
+        while True:
+            self.hear()
+            if condition():
+                return
+            assert not over, f"ended before {what}: {self.tail()}"
+            assert time.monotonic() < deadline, f"no {what} within {within:g} s: {self.tail()}"
+            over = self.process.over
+            await asyncio.sleep(POLL)
 
     async def ready(self) -> Child:
         await self.until(lambda: self.count("ready"), "ready")
         return self
 
-    def send(self, signal: int) -> None:
-        self.process.send_signal(signal)
-
-    def finish(self) -> None:
-        """Its standard input ends: it closes its app and goes."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-
-    async def gone(self) -> int:
-        async with asyncio.timeout(DEADLINE):
-            await self.reading
-            return await self.process.wait()
+    async def gone(self, within: float = DEADLINE) -> int:
+        status = await self.process.wait(within)
+        self.hear()
+        return status
 
     def tail(self) -> str:
         return f"{[t for t in self.told if t.what not in ('accepted', 'handled')][-5:]} {self.err.read_text()[-2000:]}"
 
     def faults(self) -> list[str]:
         """What may never happen: an exception that is none of ours, or that nobody was told of."""
+        self.hear()
         broken = [told.why for told in self.told if told.what == "broken"]
         bare = self.err.read_text()
         return broken + ([f"standard error: {bare[-1500:]}"] if "Traceback" in bare else [])
@@ -102,27 +95,14 @@ class Child:
 @asynccontextmanager
 async def workers(folder: Path, *specs: Spec) -> AsyncIterator[list[Child]]:
     """Worker processes, one per spec; whatever still runs at the end is killed."""
-    children: list[Child] = []
-    try:
+    async with Processes() as processes:
+        children = []
         for spec in specs:
-            err = folder / f"err-{next(_names)}"
-            command = (sys.executable, "-X", "faulthandler", "-m", "tests.faults.disk_worker")
-            with err.open("wb") as file:
-                process = await asyncio.create_subprocess_exec(
-                    *(*command, msgspec.json.encode(spec).decode()),
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=file,
-                    cwd=ROOT,
-                    limit=2**24,
-                )
+            err, argument = folder / f"err-{next(_names)}", msgspec.json.encode(spec).decode()
+            worker = "tests.faults.disk_worker"
+            process = await processes.start(worker, argument, errors=err, environment={"PYTHONFAULTHANDLER": "1"})
             children.append(Child(process, err))
         yield children
-    finally:
-        for child in children:
-            if not child.reading.done():
-                child.process.kill()
-            await child.gone()
 
 
 class Left(Struct, kw_only=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -45,8 +44,7 @@ async def sweep(folder: Path, spec: Spec, before: set[str], seen: Seen) -> Count
     made(folder)
     seed, plans = spec.seed, spec.plans
     async with workers(folder, spec) as (child,):
-        async with asyncio.timeout(60 + 20 * len(plans)):
-            await child.reading
+        await child.gone(60 + 20 * len(plans))
     swept = {int(told.id): told for told in child.told if told.what == "swept"}
     seen.faults += [f"seed {seed}: {fault}" for fault in child.faults()]
     if len(swept) < len(plans):
@@ -60,10 +58,11 @@ async def sweep(folder: Path, spec: Spec, before: set[str], seen: Seen) -> Count
 
 
 async def _after(path: Path, told: Told, where: str, seen: Seen) -> None:
-    """The disk is well again: whatever was accepted is there, and comes unless it was handled."""
+    """The disk is well again: whatever was accepted is there, and comes unless it was handled. A round without a
+    failed call is none."""
     left = await look(path, set(told.done))
     lost = set(told.ids) - set(left.stored)
-    seen.rounds += 1
+    seen.rounds += bool(told.hit)
     seen.accepted += len(told.ids)
     seen.lost += len(lost)
     seen.recovered = max(seen.recovered or 0.0, left.opened)

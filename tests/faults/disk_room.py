@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from random import Random
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import msgspec
 from tests.faults.disk_check import DEADLINE, Child, gaps, look, made, workers
@@ -21,7 +21,6 @@ from tests.faults.disk_worker import Spec
 from tests.faults.report import Seen, nemesis
 
 from tidings.kernel.errors import BusFull, BusReadOnly
-from tidings.kernel.transport import Event
 
 SIZE = 6 * 2**20  # bytes of the small disk
 NOTICED = 1.5  # seconds a bus may take to see that its file is gone
@@ -48,7 +47,7 @@ def fragile_disk(folder: Path) -> Iterator[Callable[[], bool]]:
     Breaking it answers False where this machine does not permit any of it.
     """
     folder.mkdir(parents=True)
-    image, device = folder.with_name(folder.name + ".img"), ""
+    image, device, mounted = folder.with_name(folder.name + ".img"), "", False
 
     def run(*command: str) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
@@ -56,7 +55,7 @@ def fragile_disk(folder: Path) -> Iterator[Callable[[], bool]]:
     def hurt() -> bool:
         with suppress(OSError):  # it says so itself
             Path(f"/sys/fs/ext4/{Path(device).name}/trigger_fs_error").write_text("1")
-        return bool(device)
+        return mounted
 
     try:
         with suppress(OSError, subprocess.CalledProcessError):
@@ -64,10 +63,12 @@ def fragile_disk(folder: Path) -> Iterator[Callable[[], bool]]:
             run("mkfs.ext4", "-q", str(image))
             device = run("losetup", "--find", "--show", str(image))
             run("mount", "-o", "errors=remount-ro", device, str(folder))
+            mounted = True
         yield hurt
     finally:
+        if mounted:
+            run("umount", "--lazy", str(folder))
         if device:
-            subprocess.run(["umount", "--lazy", str(folder)], check=False)
             run("losetup", "--detach", device)
 
 
@@ -90,13 +91,13 @@ async def going_on(children: Sequence[Child], since: float) -> float:
     more = publisher.count("accepted") + 20
     await publisher.until(lambda: publisher.count("accepted") >= more, "20 more accepted")
     took = time.monotonic() - since
-    publisher.finish()
+    publisher.process.finish()
     await publisher.gone()
     accepted = set(publisher.ids("accepted"))
     handled = consumer.handled
     done = lambda: len(handled) >= len(accepted) and accepted <= handled  # noqa: E731
     await consumer.until(done, f"all {len(accepted)} accepted handled", within=DEADLINE + len(accepted) / 5000)
-    consumer.finish()
+    consumer.process.finish()
     await consumer.gone()
     return took
 
@@ -130,7 +131,7 @@ async def _full(folder: Path, seed: int, seen: Seen, in_log: bool) -> None:
             await publisher.until(wanted, "a bus with a log")
             ballast = fill(disk, Random(seed).randrange(200_000) if in_log else 0) if mounted else None
             for child in () if mounted else children:
-                child.send(signal.SIGUSR1)
+                child.process.signal(signal.SIGUSR1)
             await publisher.until(lambda: publisher.count("refused") > 5, "a refusal")
             before = set(publisher.ids("accepted"))
             await asyncio.sleep(0.5)  # how far do consumers come meanwhile?
@@ -138,7 +139,7 @@ async def _full(folder: Path, seed: int, seen: Seen, in_log: bool) -> None:
             if ballast is not None:
                 ballast.unlink()
             for child in () if mounted else children:
-                child.send(signal.SIGUSR2)
+                child.process.signal(signal.SIGUSR2)
             seen.recovered = max(seen.recovered or 0.0, await going_on(children, time.monotonic()))
             codes = {told.code for told in publisher.told if told.what == "refused"}
             if codes != {BusFull.code}:
@@ -155,7 +156,7 @@ async def _full(folder: Path, seed: int, seen: Seen, in_log: bool) -> None:
 async def disk_full(folder: Path, seed: int, rounds: int) -> Seen:
     seen = Seen(rounds=0, accepted=0, lost=0)
     for n in range(rounds):
-        await _full(made(folder), seed + n, seen, in_log=n % 2 == 0)
+        await _full(made(folder), seed + n, seen, in_log=(seed + n) % 2 == 0)
     return seen
 
 
@@ -186,10 +187,10 @@ async def _turned(folder: Path, path: Path, seed: int, seen: Seen) -> int:
         some_time = Random(seed).randint(20, 200)
         await publisher.until(lambda: publisher.count("accepted") > some_time, "some load")
         for child in children:
-            child.send(signal.SIGUSR1)
+            child.process.signal(signal.SIGUSR1)
         await publisher.until(lambda: publisher.count("refused") > 5, "a refusal")
         for child in children:
-            child.send(signal.SIGUSR2)
+            child.process.signal(signal.SIGUSR2)
         seen.recovered = max(seen.recovered or 0.0, await going_on(children, time.monotonic()))
         await judge(path, children, seen, f"seed {seed}")
         return publisher.count("refused")
@@ -222,7 +223,7 @@ async def _emergency(folder: Path, seed: int, seen: Seen) -> str:
                 return "a real one was not permitted here"
             await publisher.until(lambda: publisher.count("refused") > 5, "a refusal")
             for child in children:
-                child.finish()
+                child.process.finish()
                 await child.gone()
         for left in ("", "-wal"):
             shutil.copy(f"{path}{left}", folder / f"saved.db{left}")
@@ -273,7 +274,7 @@ async def _gone(folder: Path, seed: int, lose: Loss, seen: Seen) -> None:
 async def file_gone(folder: Path, seed: int, rounds: int) -> Seen:
     seen = Seen(rounds=0, accepted=0, lost=0)
     for n in range(rounds):
-        await _gone(folder / f"{n}", seed + n, (unlink, replace)[n % 2], seen)
+        await _gone(folder / f"{n}", seed + n, (unlink, replace)[(seed + n) % 2], seen)
     return seen
 
 
@@ -298,7 +299,7 @@ async def log_growth(folder: Path, seed: int, rounds: int) -> Seen:
             start = size_of_log(path)
             await passed(p, messages)
             held = size_of_log(path)
-            reader.finish()
+            reader.process.finish()
             await reader.gone()
             if not reader.count("unmoved"):
                 seen.faults.append("the reader's snapshot moved")
@@ -312,13 +313,13 @@ async def log_growth(folder: Path, seed: int, rounds: int) -> Seen:
     if grown > LOG:
         seen.faults.append(f"seed {seed}: the log grew by {grown:,} bytes after the reader had gone")
     told = [t for child in children for t in child.told if t.what == "event" and t.why.startswith("bus wal")]
-    if not told and "wal" in get_args(get_type_hints(Event)["kind"]):
+    if not told:
         seen.faults.append(f"seed {seed}: nothing was reported of a log of {held:,} bytes")
     await judge(path, children, seen, f"seed {seed}")
     seen.rounds = rounds
     if held - start > 4 * 2**20:
         seen.evidence = f"the log grew from {start / 2**20:.0f} to {held / 2**20:.0f} MiB, by {grown / 2**20:.0f} after"
-    seen.note = f"reported: {told[0].why}" if told else "the bus does not report it yet"
+    seen.note = f"reported: {told[0].why}" if told else ""
     return seen
 
 

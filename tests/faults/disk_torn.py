@@ -9,6 +9,7 @@ from pathlib import Path
 from random import Random
 
 from msgspec import Struct
+from msgspec.structs import replace
 from tests.faults.disk_check import Child, Left, gaps, look, made, some, workers
 from tests.faults.disk_worker import Spec
 from tests.faults.report import Seen, nemesis
@@ -27,6 +28,7 @@ class Killed(Struct):
     whole: Left
     handled: set[str]
     copied: int  # up to here, in bytes, the log was copied into the main file
+    least: int  # messages that are there without the log beyond that
 
     @property
     def wal(self) -> bytes:
@@ -67,7 +69,10 @@ async def killed_run(folder: Path, seed: int, *, messages: int = 400, size: int 
     left = await look(path)
     assert accepted <= set(left.stored), f"messages were lost by the kill itself: {left.faults}"
     shutil.copy(path, copy / "closed.db")
-    return Killed(copy, left, handled, WAL_HEADER + backfilled * FRAME)
+    run = Killed(copy, left, handled, WAL_HEADER + backfilled * FRAME, 0)
+    cut = await opened(folder.with_name(folder.name + "-cut"), run.main, run.wal[: run.copied], handled)
+    assert 0 < len(cut.stored) < len(left.stored), f"the log beyond what was copied holds nothing: {cut.faults}"
+    return replace(run, least=len(cut.stored))
 
 
 async def more(child: Child, messages: int) -> None:
@@ -124,13 +129,17 @@ def cut_main_alone(run: Killed, luck: Random) -> tuple[bytes, bytes, str]:
 
 async def wound(run: Killed, folder: Path, luck: Random, how: Wound) -> tuple[Left, str]:
     main, wal, what = how(run, luck)
+    return await opened(folder, main, wal, run.handled), what
+
+
+async def opened(folder: Path, main: bytes, wal: bytes, handled: set[str]) -> Left:
     made(folder)
     (folder / "bus.db").write_bytes(main)
     if wal:
         (folder / "bus.db-wal").write_bytes(wal)
-    left = await look(folder / "bus.db", run.handled, damaged=True)
+    left = await look(folder / "bus.db", handled, damaged=True)
     shutil.rmtree(folder)
-    return left, what
+    return left
 
 
 def judge(run: Killed, left: Left) -> list[str]:
@@ -138,6 +147,8 @@ def judge(run: Killed, left: Left) -> list[str]:
     found = [*left.faults, *gaps(left.stored)]
     if left.refused:
         return left.faults
+    if lost := lost_of(run, left):
+        found.append(f"{lost} messages are gone that were in the main file")
     if left.stored != run.whole.stored[: len(left.stored)]:
         missing = set(run.whole.stored) - set(left.stored)
         found.append(f"no beginning of what there was: {some(missing)} of it are missing")
@@ -146,10 +157,15 @@ def judge(run: Killed, left: Left) -> list[str]:
     return found
 
 
+def lost_of(run: Killed, left: Left) -> int:
+    """More than what a log may lose of which the tail is damaged."""
+    return 0 if left.refused else max(0, run.least - len(left.stored))
+
+
 async def torn(folder: Path, seed: int, rounds: int, hows: Sequence[Wound]) -> Seen:
     """``rounds`` wounds, ``EACH`` to the files of one killed run."""
     seen = Seen(rounds=0, accepted=0, lost=0, recovered=0.0)
-    refused = shortened = 0
+    refused = shortened = cut = 0
     for n in range(-(-rounds // EACH)):
         run = await killed_run(folder / f"run{n}", seed + n)
         luck = Random(f"{seed + n}/wounds")
@@ -157,12 +173,16 @@ async def torn(folder: Path, seed: int, rounds: int, hows: Sequence[Wound]) -> S
         for _ in range(min(EACH, rounds - n * EACH)):
             left, what = await wound(run, folder / "wounded", luck, luck.choice(hows))
             seen.faults += [f"seed {seed + n}, {run.folder}, {what}: {fault}" for fault in judge(run, left)]
+            missing = 0 if left.refused else len(run.whole.stored) - len(left.stored)
+            seen.lost += lost_of(run, left)
             refused += bool(left.refused)
-            shortened += not left.refused and len(left.stored) < len(run.whole.stored)
+            shortened += missing > 0
+            cut += missing - lost_of(run, left)
             seen.rounds += 1
             seen.recovered = max(seen.recovered or 0.0, left.opened)
     if refused + shortened:
-        seen.evidence = f"{refused} refused as damaged, {shortened} opened with the beginning of what there was"
+        seen.evidence = f"{refused} refused as damaged, {shortened} opened with the beginning of what there was: "
+        seen.evidence += f"{cut:,} messages went with the damaged tail of the log"
     return seen
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -16,7 +17,7 @@ from tidings.testing.faults import Fate, Group, Nemesis, Run, Scenario, nemeses
 
 @nemesis("kill -9 at random", "any of 4 processes on one file killed 3 times at random moments", quick=2, full=200)
 async def kill_at_random(folder: Path, seed: int, count: int) -> Seen:
-    def declare(url: str) -> tuple[Scenario, Nemesis]:
+    def declare(url: str, seed: int) -> tuple[Scenario, Nemesis]:
         return mixed(url=url, expects=("killed",)), nemeses.kills(3)
 
     evidence = "killed", "members", "suspects", "repeated", "failed"
@@ -30,7 +31,7 @@ async def kill_at_random(folder: Path, seed: int, count: int) -> Seen:
 async def zombie(folder: Path, seed: int, count: int) -> Seen:
     slow = [msgspec.structs.replace(group, takes=0.05) for group in (*CHAIN, BOOK)]
 
-    def declare(url: str) -> tuple[Scenario, Nemesis]:
+    def declare(url: str, seed: int) -> tuple[Scenario, Nemesis]:
         return mixed(url=url, groups=tuple(slow), messages=120, expects=("frozen", "fenced")), nemeses.freeze
 
     evidence = "frozen", "fenced", "suspects", "repeated"
@@ -58,7 +59,7 @@ async def frozen_writer(folder: Path, seed: int, count: int) -> Seen:
         await run.until(lambda: run.count("accepted") > before, "the others go on")
         run.note("went on")
 
-    def declare(url: str) -> tuple[Scenario, Nemesis]:
+    def declare(url: str, seed: int) -> tuple[Scenario, Nemesis]:
         armed = {"c0": (f"commit.before=stop@{20 + seed % 20}",)}
         return mixed(url=url, messages=400, points=armed, expects=("frozen", "waited", "went on")), attack
 
@@ -79,7 +80,7 @@ async def hung(folder: Path, seed: int, count: int) -> Seen:
         Fate(group="book", every=41, hangs=60),
     )
 
-    def declare(url: str) -> tuple[Scenario, None]:
+    def declare(url: str, seed: int) -> tuple[Scenario, None]:
         return Scenario(url=url, groups=groups, fates=fates, expects=("failed", "bus recovered", "overdue")), None
 
     evidence = "failed", "overdue", "bus recovered", "suspects", "repeated"
@@ -90,7 +91,7 @@ async def hung(folder: Path, seed: int, count: int) -> Seen:
 async def blocked(folder: Path, seed: int, count: int) -> Seen:
     fates = (Fate(group="bill", at=(60,), blocks=2.5), *FATES)
 
-    def declare(url: str) -> tuple[Scenario, None]:
+    def declare(url: str, seed: int) -> tuple[Scenario, None]:
         return mixed(url=url, fates=fates, expects=("bus fenced", "suspects")), None
 
     evidence = "bus fenced", "fenced", "suspects", "repeated"
@@ -100,19 +101,31 @@ async def blocked(folder: Path, seed: int, count: int) -> Seen:
 # -- coming and going
 
 
-@nemesis("two claim at once", "consumers released at the same moment on a backlog: nothing twice", full=20)
+@nemesis(
+    "two claim at once", "consumers released at the same moment on a backlog: nothing twice, nothing fenced", full=20
+)
 async def barrier(folder: Path, seed: int, count: int) -> Seen:
-    def declare(url: str) -> tuple[Scenario, None]:
-        return mixed(url=url, consumers=3, pace=0.0, delayed=0, backlog=True, expects=("members",)), None
+    async def attack(run: Run) -> None:
+        await run.until(lambda: run.idle, "everything is handled")
+        received = [line for line in run.histories.lines if line.what == "received"]
+        for group in run.scenario.groups:
+            claims = [line.process for line in received if line.group == group.full]
+            turns = sum(one != other for one, other in pairwise(claims))
+            if turns >= len(set(claims)) > 1:  # somebody went on after another had begun
+                run.note("claimed by turns")
 
-    return await rounds("two claim at once", (folder, seed, count), declare, "members", "keys at once")
+    def declare(url: str, seed: int) -> tuple[Scenario, Nemesis]:
+        expects = ("claimed by turns", "members")
+        return mixed(url=url, consumers=3, messages=400, pace=0.0, delayed=0, backlog=True, expects=expects), attack
+
+    return await rounds("two claim at once", (folder, seed, count), declare, "claimed by turns", "members")
 
 
 @nemesis("SIGTERM under load", "busy consumers drain and are replaced: nothing dead, nothing twice", full=20)
 async def sigterm(folder: Path, seed: int, count: int) -> Seen:
     fates = (Fate(group="bill", every=31, fails=1, retry=1.05), Fate(every=17, fails=2))
 
-    def declare(url: str) -> tuple[Scenario, Nemesis]:
+    def declare(url: str, seed: int) -> tuple[Scenario, Nemesis]:
         return mixed(url=url, fates=fates, expects=("terminated", "released")), nemeses.drain
 
     return await rounds("SIGTERM under load", (folder, seed, count), declare, "terminated", "released", "failed")
@@ -123,7 +136,7 @@ async def members(folder: Path, seed: int, count: int) -> Seen:
     fates = (Fate(every=19, fails=1, retry=1.05), Fate(every=17, fails=2))
     groups = (msgspec.structs.replace(BOOK, takes=0.005), Group(name="bill"))
 
-    def declare(url: str) -> tuple[Scenario, Nemesis]:
+    def declare(url: str, seed: int) -> tuple[Scenario, Nemesis]:
         scenario = Scenario(
             url=url, groups=groups, messages=300, keys=8, fates=fates, pace=0.04, expects=("terminated", "failed")
         )
@@ -134,9 +147,9 @@ async def members(folder: Path, seed: int, count: int) -> Seen:
 
 @nemesis("poison", "a message that ends its process at each attempt, among others", full=10)
 async def poison(folder: Path, seed: int, count: int) -> Seen:
-    fates = (Fate(group="bill", at=(50 + seed % 50,), dies=True), Fate(group="book", at=(120 + seed % 50,), dies=True))
-
-    def declare(url: str) -> tuple[Scenario, None]:
+    def declare(url: str, seed: int) -> tuple[Scenario, None]:
+        ends = {"bill": 50 + seed % 50, "book": 120 + seed % 50}
+        fates = tuple(Fate(group=group, at=(n,), dies=True) for group, n in ends.items())
         return mixed(url=url, attempts=3, fates=fates, expects=("died", "letters")), None
 
     return await rounds("poison", (folder, seed, count), declare, "died", "letters", "suspects", "repeated")

@@ -34,7 +34,7 @@ Attack = Callable[[Path, int, int], Awaitable[Seen]]
 """(empty folder, seed, rounds) to what was seen."""
 
 
-class Nemesis(Struct, frozen=True):
+class Entry(Struct, frozen=True):
     """A fault, by the name it has in the table. ``quick`` and ``full``: rounds in ``make test`` and ``make faults``."""
 
     name: str
@@ -44,14 +44,14 @@ class Nemesis(Struct, frozen=True):
     full: int
 
 
-NEMESES: dict[str, Nemesis] = {}
+NEMESES: dict[str, Entry] = {}
 
 
 def nemesis(name: str, what: str, *, quick: int = 1, full: int = 5) -> Callable[[Attack], Attack]:
     """Register a coroutine function as a nemesis."""
 
     def register(attack: Attack) -> Attack:
-        NEMESES[name] = Nemesis(name, what, attack, quick, full)
+        NEMESES[name] = Entry(name, what, attack, quick, full)
         return attack
 
     return register

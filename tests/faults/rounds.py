@@ -25,8 +25,8 @@ FATES = (
 
 COUNTED = ("lost", "order", "overlap", "duplicates")  # these have columns of their own
 
-Declare = Callable[[str], tuple[Scenario, Nemesis | None]]
-"""From the URL of a new bus to what is played on it."""
+Declare = Callable[[str, int], tuple[Scenario, Nemesis | None]]
+"""From the URL of a new bus, and the seed of the round, to what is played on it."""
 
 
 def mixed(**more: Any) -> Scenario:
@@ -36,7 +36,7 @@ def mixed(**more: Any) -> Scenario:
 
 async def play(folder: Path, seed: int, declare: Declare, *, options: str = "lease=1s", within: float = 60.0) -> Report:
     """One round, and whether the file it leaves is whole."""
-    scenario, nemesis = declare(f"sqlite:///{fresh(folder)}/bus.db?{options}")
+    scenario, nemesis = declare(f"sqlite:///{fresh(folder)}/bus.db?{options}", seed)
     report = await perform(scenario, folder / "run", nemesis, seed=seed, within=within)
     if (found := integrity(folder / "bus.db")) != "ok":
         report.verdict.violations.append(Violation("integrity", found))
@@ -49,9 +49,12 @@ def fresh(folder: Path) -> Path:
 
 
 def integrity(path: Path) -> str:
+    """``ok``, or what is wrong with the file."""
     con = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
         return str(con.execute("PRAGMA integrity_check").get)
+    except apsw.Error as error:
+        return str(error)
     finally:
         con.close()
 
@@ -77,8 +80,9 @@ class Rounds:
             seen.recovered = max(seen.recovered or 0.0, verdict.recovered)
         self.evidence += verdict.evidence
         others = [violation for violation in verdict.violations if violation.rule not in COUNTED]
-        self.missed += [violation.what for violation in others if violation.rule == "nothing"]
-        seen.faults += [f"{violation.rule}: {violation.what}" for violation in others if violation.rule != "nothing"]
+        missed = verdict.of("nothing", "missed")
+        self.missed += [violation.what for violation in missed]
+        seen.faults += [f"{violation.rule}: {violation.what}" for violation in others if violation not in missed]
         print("." if report.held else "x", end="", file=sys.stderr, flush=True)
         if report.held:
             shutil.rmtree(folder)

@@ -86,7 +86,8 @@ class Faults:
                 await deck.pop()()
                 deck = deck or run.random.sample(self.kinds, len(self.kinds))
         for name in [name for name in run.alive if name.startswith("p")]:
-            await run.terminate(name)
+            if name in run.alive:  # or it ended while another one did
+                await run.terminate(name)
 
     def _victim(self, start: str = "") -> str:
         return self.run.random.choice(sorted(n for n in self.run.alive if n not in STEADY and n.startswith(start)))
@@ -163,6 +164,9 @@ async def soak(folder: Path, seed: int, duration: float) -> Soak:
     finally:
         for watch in watches:
             await watch.stop()
+    if not watches:
+        raise RuntimeError(f"the soak did not begin:\n{report}")
+    watch = watches[0]
     problems = [f"{violation.rule}: {violation.what}" for violation in report.verdict.violations]
     problems += problems_of(watch.samples, watch.faults())
     found = Soak(
@@ -173,7 +177,7 @@ async def soak(folder: Path, seed: int, duration: float) -> Soak:
         counts={"accepted": report.verdict.accepted, "handled": report.verdict.ended, **report.verdict.evidence},
         rss_growth={name: growth(watch.samples, "rss", name) for name in STEADY},
         files_growth={name: growth(watch.samples, "files", name) for name in STEADY},
-        most_wal=max(sample.wal for sample in watch.samples),
+        most_wal=max((sample.wal for sample in watch.samples), default=0),
         faults=watch.faults(),
         samples=watch.samples,
     )

@@ -139,11 +139,35 @@ def test_one_key_at_a_time_is_inconclusive() -> None:
     assert broken(past, groups=(GROUPS[1],)) == {"nothing"}
 
 
+def test_a_fail_point_that_was_not_passed_is_inconclusive() -> None:
+    past = good()
+    past.add("armed", "c1", detail="spi.settle.before=kill@3 begin=error")
+    past.add("point", "c1", detail="begin")
+    assert [v.what for v in verdict(past).of("missed")] == ["c1 was never at spi.settle.before"]
+    past.add("point", "c1", detail="spi.settle.before")
+    assert broken(past) == set()
+
+
+@pytest.mark.parametrize("points", [{"c0": ("spi.setle.before=kill",)}, {"x9": ("spi.settle.before=kill",)}])
+def test_so_are_a_point_and_a_process_that_do_not_exist(points: dict[str, tuple[str, ...]]) -> None:
+    assert broken(good(), points=points) == {"missed"}
+
+
 def test_lost() -> None:
     past = good()
     past.lines = [line for line in past.lines if not (line.group == "faults.bill" and line.id == id_in("bill", 2))]
     found = verdict(past)
     assert (found.lost, {violation.rule for violation in found.violations}) == (1, {"lost"})
+
+
+def test_what_the_bus_still_has_is_late_and_not_lost() -> None:
+    for left, rules, lost in ((3, {"stuck"}, 0), (-1, {"stuck"}, 0), (0, {"stuck", "lost"}, 1)):
+        past = good()
+        past.lines = [line for line in past.lines if not (line.group == "faults.bill" and line.id == id_in("bill", 2))]
+        past.add("stuck", "run", why="not over within 15 s", n=left)
+        found = verdict(past)
+        assert ({violation.rule for violation in found.violations}, found.lost) == (rules, lost)
+        assert "not over within 15 s" in str(found)
 
 
 def test_lost_from_the_dead_letters() -> None:
@@ -194,6 +218,41 @@ def test_a_frozen_process_may_overlap_with_its_heir() -> None:
 
 def test_repeated_without_a_fault() -> None:
     past = good()
+    past.handle("bill", 1, "c1", settled="")
+    assert broken(past) == {"repeated", "duplicates"}
+
+
+def test_two_claim_at_once_and_one_is_fenced() -> None:
+    """A fence excuses nobody: without a fault nobody may have got what another one has."""
+    past = good()
+    for n in range(8):
+        past.handle("bill", n, "c1", settled="fenced")
+    found = verdict(past)
+    assert {violation.rule for violation in found.violations} == {"repeated", "duplicates", "fenced"}
+    assert len(found.of("repeated")) == len(found.of("fenced")) == 8
+
+
+def test_what_the_worker_dropped_by_itself_is_fenced_too() -> None:
+    past = good()
+    past.add("total", "c1", group="faults.bill", detail="fenced", n=3)
+    assert broken(past) == {"fenced"}
+    past.add("fault", "c1", detail="frozen")
+    assert broken(past) == set()
+
+
+@pytest.mark.parametrize(("why", "rules"), [("it was silent", set()), ("faults.bill", {"repeated", "duplicates"})])
+def test_a_process_that_was_silent_for_a_lease_has_lost_what_it_had(why: str, rules: set[str]) -> None:
+    """An event that names a group counts settlements: it excuses nothing."""
+    past = good()
+    past.handle("bill", 1, "c1", settled="")
+    past.add("event", "c1", detail="fenced", n=1, why=why)
+    assert broken(past) == rules
+
+
+def test_an_error_at_a_fail_point_costs_a_process_nothing() -> None:
+    past = good()
+    past.add("armed", "c1", detail="commit.before=error")
+    past.add("point", "c1", detail="commit.before")
     past.handle("bill", 1, "c1", settled="")
     assert broken(past) == {"repeated", "duplicates"}
 

@@ -93,11 +93,12 @@ def test_a_gap_is_seen() -> None:
 
 
 def test_a_wounded_bus_is_judged() -> None:
-    run = Killed(Path(), Left(stored=["p.0", "p.1", "p.2"], bodies={"p.0": 1, "p.1": 2, "p.2": 3}), set(), 0)
+    run = Killed(Path(), Left(stored=["p.0", "p.1", "p.2"], bodies={"p.0": 1, "p.1": 2, "p.2": 3}), set(), 0, 1)
     assert judge(run, Left(stored=["p.0", "p.1"], bodies={"p.0": 1, "p.1": 2})) == []
     assert judge(run, Left(refused="TDG-E023")) == []
-    assert judge(run, Left(faults=["a bare exception"])) == ["a bare exception"]
+    assert judge(run, Left(faults=["a bare exception"]))[0] == "a bare exception"
     assert "of it are missing" in judge(run, Left(stored=["p.0", "p.2"]))[1]
+    assert judge(run, Left(stored=[])) == ["1 messages are gone that were in the main file"]
     assert "other bodies" in judge(run, Left(stored=["p.0"], bodies={"p.0": 9}))[0]
 
 
@@ -133,7 +134,7 @@ async def test_a_worker_that_breaks_is_seen(tmp_path: Path) -> None:
     spec = Spec(path=str(tmp_path / "bus.db"), publishers=1, size=0)  # randrange(0) raises ValueError
     async with workers(tmp_path, spec) as (child,):
         await child.ready()
-        child.finish()
+        child.process.finish()
         await child.gone()
     assert "ValueError" in child.faults()[0]
 
@@ -167,6 +168,22 @@ async def test_a_row_that_cannot_be_decoded_is_damage(tmp_path: Path) -> None:
         consumer = await b.subscribe(group())
         with pytest.raises(BusCorrupt, match="is damaged"):
             await take(consumer, 3)
+
+
+async def test_a_parked_message_that_is_not_in_the_log_is_damage(tmp_path: Path) -> None:
+    """A bare KeyError came out of receive. (cut file: seed 3)"""
+    async with bus(tmp_path) as b:
+        consumer = await b.subscribe(group())
+        await b.publish([message(1)])
+        await take(consumer, 1)
+        await consumer.close()
+    con = apsw.Connection(str(tmp_path / "bus.db"))
+    con.execute("DELETE FROM log_1")
+    con.close()
+    async with bus(tmp_path) as b:
+        consumer = await b.subscribe(group())
+        with pytest.raises(BusCorrupt, match="not in the log"):
+            await take(consumer, 1)
 
 
 async def test_a_damaged_page_met_while_looking_is_damage(tmp_path: Path) -> None:

@@ -45,6 +45,21 @@ async def test_what_was_written_survives_kill_9_and_a_torn_line_does_not(tmp_pat
     assert {line.pid for line in read(tmp_path)} == {talker.pid}
 
 
+async def test_a_line_may_be_long(tmp_path: Path) -> None:
+    (tmp_path / "shouts.py").write_text("import time\nprint('x' * 300_000, 'end', flush=True)\ntime.sleep(60)\n")
+    async with Processes() as processes:
+        shouter = await processes.start("shouts", environment={"PYTHONPATH": str(tmp_path)})
+        assert (await shouter.line("x")).endswith("x end")
+        assert shouter.returncode is None
+
+
+async def test_fail_points_may_be_given_in_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "passes.py").write_text("from tidings.transports._points import passed\npassed('here')\n")
+    async with Processes() as processes:
+        place = {"PYTHONPATH": str(tmp_path), "TIDINGS_FAIL_POINTS": "here=kill"}
+        assert await (await processes.start("passes", environment=place)).wait() == -signal.SIGKILL
+
+
 async def test_a_frozen_process_does_nothing_until_it_is_thawed(tmp_path: Path, place: dict[str, str]) -> None:
     async with Processes() as processes:
         talker = await processes.start("talks", str(tmp_path / "a.jsonl"), environment=place)

@@ -85,7 +85,7 @@ async def drain(run: Run) -> None:
 
 
 async def come_and_go(run: Run) -> None:
-    """Consumers join and leave; the last to leave is replaced first."""
+    """Consumers join and leave while retries are in flight: the scenario needs fates that fail."""
     await run.until(lambda: run.count("fail") > 0, "a retry is in flight")
     for joins, leaves in (("c2", "c0"), ("c0", "c1"), ("c1", "c2")):
         await (await run.start(joins)).line("ready")

@@ -45,6 +45,11 @@ class Process:
         return self.child.returncode
 
     @property
+    def over(self) -> bool:
+        """Whether it has ended, and all that it said is in ``lines``."""
+        return self._reading.done()
+
+    @property
     def frozen(self) -> bool:
         """Whether a signal has stopped it: ours, or one it sent to itself at a fail point."""
         with suppress(ChildProcessError):
@@ -83,15 +88,20 @@ class Process:
         with suppress(ConnectionError):
             await self.child.stdin.drain()
 
+    def finish(self) -> None:
+        """Its standard input ends."""
+        assert self.child.stdin is not None
+        self.child.stdin.close()
+
     async def line(self, start: str, within: float = 30.0) -> str:
         """The first line that begins with ``start``. Raises ``TimeoutError``; ``EOFError`` if it ended without it."""
         deadline = time.monotonic() + within
         while True:
-            ended = self._reading.done()
+            over = self.over
             for line in self.lines:
                 if line.startswith(start):
                     return line
-            if ended:
+            if over:
                 raise EOFError(f"process {self.pid} ended without {start!r}; it said {self.lines[-5:]}")
             if time.monotonic() > deadline:
                 raise TimeoutError(f"process {self.pid} did not say {start!r} within {within:g} s")
@@ -109,8 +119,7 @@ class Process:
         await self.child.wait()
         with suppress(TimeoutError):  # its own children may keep its output open
             await asyncio.wait_for(self._reading, 1.0)
-        if self.child.stdin is not None:
-            self.child.stdin.close()
+        self.finish()
 
 
 class Processes:

@@ -14,17 +14,21 @@ import asyncio
 import random
 import signal
 import time
+import traceback
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
+from tidings.kernel.errors import InvalidOption
 from tidings.kernel.topics import DEAD
-from tidings.kernel.transport import Inspectable, Stored
+from tidings.kernel.transport import Inspectable, Options, Stored
+from tidings.transports.memory import Memory
 from tidings.urls import options_for
 
 from .checker import Verdict, Violation, judge, letter_of
@@ -34,6 +38,7 @@ from .scenario import APP, POISONED, Scenario, Spec
 
 WORKER = "tidings.testing.faults.worker"
 POLL = 0.01
+ANSWER = 20.0  # seconds a bus has to say what it has left
 
 
 class Report(Struct, kw_only=True):
@@ -62,6 +67,8 @@ class Run:
         self.scenario, self.folder, self.processes = scenario, folder, processes
         self.random, self.environment = random.Random(seed), environment
         self.journals = folder / "journals"
+        if folder.exists() and any(folder.iterdir()):
+            raise InvalidOption(f"{folder} is not empty", mend="an empty or a new folder for each run")
         self.journals.mkdir(parents=True)
         self.histories, self.journal = Histories(self.journals), Journal(self.journals / "run.jsonl", "run")
         self.counts = Counter[tuple[str, str]]()  # of lines, by kind and process; "": any
@@ -83,26 +90,35 @@ class Run:
         self.journal.write("action" if harmless else "fault", process=name, pid=pid, detail=what)
         self.log.append(f"{time.monotonic() - self.began:7.3f} {what} {name} {pid or ''}".rstrip())
 
+    def process(self, name: str) -> Process:
+        """Raises ``LookupError`` while it does not run: it has ended, or died and is being started again."""
+        if name not in self.alive:
+            raise LookupError(f"{name} does not run now; there are {', '.join(sorted(self.alive)) or 'none'}")
+        return self.alive[name]
+
     def kill(self, name: str) -> None:
-        """``kill -9``; it is started again."""
+        """``kill -9``; it is started again. Raises ``LookupError``, as do the others."""
+        process = self.process(name)
         self.note("killed", name, harmless=False)
-        self.alive[name].kill()
+        process.kill()
 
     def freeze(self, name: str) -> None:
+        process = self.process(name)
         self.note("frozen", name, harmless=False)
-        self.alive[name].freeze()
+        process.freeze()
 
     def thaw(self, name: str) -> None:
+        process = self.process(name)
         self.note("thawed", name)
-        self.alive[name].thaw()
+        process.thaw()
 
     async def terminate(self, name: str, within: float = 40.0) -> None:
         """SIGTERM, and wait for its end; it is not started again. An unclean end is a violation."""
+        process = self.process(name)
         self.note("terminated", name)
-        await self._drain(name, within)
+        await self._drain(name, process, within)
 
-    async def _drain(self, name: str, within: float = 40.0) -> None:
-        process = self.alive[name]
+    async def _drain(self, name: str, process: Process, within: float = 40.0) -> None:
         self.ended[name] = 0
         with suppress(EOFError, TimeoutError):
             await process.line("ready")  # before that nobody listens to SIGTERM
@@ -114,7 +130,8 @@ class Run:
             process.kill()
             status = await process.wait()
         self._exited(name, status)
-        if status not in (0, -signal.SIGKILL):
+        over = status == -signal.SIGTERM and name.startswith("p")  # it had published all, and listened no more
+        if status not in (0, -signal.SIGKILL) and not over:
             self.troubles.append(Violation("drain", f"{name} ended with status {status}"))
 
     async def start(self, name: str, *, points: str = "", held: bool = False) -> Process:
@@ -199,7 +216,7 @@ class Run:
     # -- the play
 
     async def play(self, nemesis: Nemesis | None, within: float) -> None:
-        scenario = self.scenario
+        scenario, stuck = self.scenario, ""
         publishers = [f"p{n}" for n in range(scenario.publishers)]
         consumers = [f"c{n}" for n in range(scenario.consumers)]
         supervisor = asyncio.ensure_future(self._supervise())
@@ -217,16 +234,18 @@ class Run:
                     acting.cancel()
                 await self._raised(supervisor, self._published())
                 await self._raised(supervisor, self._handled())
-        except TimeoutError as error:
-            left = ", ".join(f"{group}:{n}" for (group, _), n in list(self.waiting.items())[:10]) or "nothing"
-            self.troubles.append(Violation("stuck", f"{error or f'not over within {within:g} s'}; left: {left}"))
-        except RuntimeError as error:
-            self.troubles.append(Violation("stuck", str(error)))
+        except Exception as error:
+            if not isinstance(error, TimeoutError | ChildProcessError):
+                self.troubles.append(Violation("error", _told(error)))
+            stuck = str(error).partition("\n")[0] or f"not over within {within:g} s"
         finally:
             supervisor.cancel()
-        for name in self.consumers:
-            self.alive[name].thaw()
-            await self._drain(name)
+        for process in self.alive.values():
+            process.thaw()  # one may have a lock in hand
+        for name, process in list(self.alive.items()):
+            await self._drain(name, process)
+        if stuck:
+            self.journal.write("stuck", why=stuck, n=await self._left())
 
     async def _begin(self, names: list[str], *, held: bool = False, ready: bool = False) -> None:
         started = [await self.start(name, held=held) for name in names]
@@ -258,7 +277,7 @@ class Run:
                 if status == 0:
                     self.ended[name] = 0
                 elif self.starts[name] > self.scenario.restarts:
-                    raise RuntimeError(f"{name} died {self.starts[name]} times, last with status {status}")
+                    raise ChildProcessError(f"{name} died {self.starts[name]} times, last with status {status}")
                 else:
                     await self.start(name)
             await asyncio.sleep(POLL)
@@ -276,33 +295,54 @@ class Run:
         """Until every accepted message was handled by every group, and the bus has nothing left for them."""
         while not self.idle:  # noqa: ASYNC110  # the histories are files
             await asyncio.sleep(POLL)
-        transport = options_for(self.scenario.url).transport()
-        await transport.open(lambda event: None)
-        try:
-            while isinstance(transport, Inspectable) and self.scenario.peek:
-                groups = [group for group in await transport.groups() if group.app == APP]
-                if not any(group.lag + group.in_flight + group.parked for group in groups):
-                    break
+        async with _bus(options_for(self.scenario.url)) as transport:
+            while await self._backlog(transport) > 0:  # noqa: ASYNC110  # nobody tells
                 await asyncio.sleep(POLL)
-        finally:
-            await transport.close()
+
+    async def _left(self) -> int:
+        """How much the bus has for the groups; -1: nobody knows."""
+        with suppress(Exception):  # it is being judged, and may be damaged
+            async with asyncio.timeout(ANSWER), _bus(options_for(self.scenario.url)) as transport:
+                return await self._backlog(transport)
+        return -1
+
+    async def _backlog(self, transport: Any) -> int:
+        """What the bus has for the groups; -1: it does not tell, or does not know them all yet."""
+        if not isinstance(transport, Inspectable):
+            return -1
+        groups = [group for group in await transport.groups() if group.app == APP]
+        known = {group.name for group in groups} >= {group.full for group in self.scenario.groups}
+        return sum(group.lag + group.in_flight + group.parked for group in groups) if known else -1
 
     # -- what is on the bus in the end
 
     async def look(self) -> None:
         """Write down dead letters and what is stored on the topics that handlers feed."""
-        transport: Any = options_for(self.scenario.url).transport()
-        await transport.open(lambda event: None)
-        try:
+        async with _bus(options_for(self.scenario.url)) as transport:
             for topic in {group.to for group in self.scenario.groups if group.to}:
                 found = await _peek(transport, topic)
                 self.journal.extend(Line(what="stored", group=topic, id=each.message.id) for each in found)
             self.journal.extend(_letter(each) for each in await _peek(transport, DEAD + ">"))
-        finally:
-            await transport.close()
 
 
 Nemesis = Callable[[Run], Awaitable[None]]
+
+
+@asynccontextmanager
+async def _bus(options: Options) -> AsyncIterator[Any]:
+    transport = options.transport()
+    await transport.open(lambda event: None)
+    try:
+        yield transport
+    finally:
+        await transport.close()
+
+
+def _told(error: Exception) -> str:
+    """The error, and whose line raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = next((frame for frame in reversed(frames) if frame.filename != __file__), frames[-1])
+    return f"{error!r} at {where.filename}:{where.lineno}"
 
 
 async def _peek(transport: Any, pattern: str) -> list[Stored]:
@@ -319,6 +359,23 @@ def _letter(stored: Stored) -> Line:
     return Line(what="letter", group=headers["tdggroup"], id=message.id, key=message.key, detail=told)
 
 
+def _to_be_made(options: Any) -> bool:
+    """A bus in a file: to make it is left to the processes, all at once."""
+    return hasattr(options, "path") and not Path(options.path).exists()
+
+
+async def _refuse(url: str) -> None:
+    """Raises ``InvalidOption`` for a bus that would be accused of what it did not do."""
+    options = options_for(url)
+    if isinstance(options, Memory):
+        raise InvalidOption(f"{url} is a bus of one process", mend="one that several share, such as sqlite:///FILE")
+    if _to_be_made(options):
+        return
+    async with _bus(options) as transport:
+        if isinstance(transport, Inspectable) and [group for group in await transport.groups() if group.app == APP]:
+            raise InvalidOption(f"{url} was used by an earlier run", mend="a new bus for each run")
+
+
 async def perform(
     scenario: Scenario,
     folder: Path,
@@ -328,17 +385,23 @@ async def perform(
     within: float = 60.0,
     environment: dict[str, str] | None = None,
 ) -> Report:
-    """Play a scenario in an empty folder and judge it. ``environment``: of its processes. Never raises for what it saw.
+    """Play a scenario in an empty folder on a new bus, and judge it. ``environment``: of its processes.
 
-    The seed decides ``run.random``, and so what a nemesis does; the machine decides what it meets.
+    The seed decides ``run.random``, and so what a nemesis does; the machine decides what it meets. Never raises for
+    what it saw; raises ``InvalidOption`` for a folder or a bus that cannot be judged by.
     """
     began = time.monotonic()
+    await _refuse(scenario.url)
     async with Processes() as processes:
         run = Run(scenario, folder, processes, seed, environment or {})
         (folder / "scenario.json").write_bytes(msgspec.json.format(msgspec.json.encode(scenario)))
         await run.play(nemesis, within)
     if scenario.peek:
-        await run.look()
+        try:
+            await run.look()
+        except Exception as error:  # judged without
+            run.troubles.append(Violation("error", f"looking into the bus: {_told(error)}"))
+            scenario = replace(scenario, peek=False)
     run.poll()
     verdict = judge(run.histories.lines, scenario)
     verdict.violations += run.troubles
