@@ -41,7 +41,7 @@ THREAD_CHUNK, PROCESS_CHUNK = 0.001, 0.005  # seconds of work that chunks aim at
 MOST, MOST_BYTES = 256, 1024 * 1024  # calls in a chunk; bytes of bodies in one for a child
 GRACE, START = 5.0, 60.0  # seconds: for running calls at the end; for a child to import its handler
 SAMPLE, FORGET = 0.02, 10.0  # seconds between looks at what threads do; until another number of them is tried
-SPARE = 5  # looks in a row, for one may be mistaken
+SPARE, CLOCKS = 5, 64  # looks in a row, for one may be mistaken; threads whose clocks are read
 AGAIN, AGAIN_MOST = 0.05, 2.0  # seconds before another child is started, when several died without an answer
 
 # a signal to the whole group (Ctrl-C, systemd) is the parent's business: it drains, and ends its children itself
@@ -181,16 +181,17 @@ class Threads(Paced):
             future.set_result(outcomes)
 
     def _look(self, before: tuple[float, float, float] | None = None) -> None:
-        """Again and again while something runs: what have the threads used since ``before``?"""
+        """Again and again while something runs: what have the threads used since ``before``? A few tell for many."""
         self._looking = self._busy > 0
         if self._looking:
-            now, clocks = time.monotonic(), [time.clock_gettime(clock) for clock in self._clocks]
-            used = now, sum(clocks), time.process_time()
+            now, clocks = time.monotonic(), self._clocks[:CLOCKS]
+            used = now, sum(map(time.clock_gettime, clocks)), time.process_time()
             if before is not None:
                 passed, pool, process = (late - early for late, early in zip(used, before, strict=True))
+                pool *= len(self._clocks) / len(clocks)
                 self.crew.decide(pool / passed, process / passed, self._busy, now)
                 self._admit()
-            asyncio.get_running_loop().call_later(max(SAMPLE, len(clocks) / 10_000), self._look, used)
+            asyncio.get_running_loop().call_later(SAMPLE, self._look, used)
 
     def _admit(self) -> None:
         """Give their turn to as many as may run."""
