@@ -44,6 +44,20 @@ class Killed(Struct):
         return (self.folder / "bus.db").read_bytes()
 
 
+async def _copied_beside_a_reader(child: Child, path: Path, folder: Path, messages: int) -> bool:
+    """Kill the child once a part of the log was copied, and a reader keeps the rest; False: nothing can be copied."""
+    async with workers(folder, Spec(path=str(path), role="snapshot")) as (reader,):
+        await reader.ready()
+        await more(child, messages)
+        try:
+            await child.until(lambda: copied(path), "a checkpoint", within=10.0)
+        except AssertionError:
+            return False
+        child.process.kill()
+        await child.gone()
+        return True
+
+
 async def killed_run(folder: Path, seed: int, *, messages: int = 400, size: int = 3000) -> Killed:
     """Publish and handle until the log began anew, let a reader keep it from doing so again, go on, and kill them.
 
@@ -54,12 +68,8 @@ async def killed_run(folder: Path, seed: int, *, messages: int = 400, size: int 
     async with workers(folder, spec) as (child,):
         await child.until(lambda: child.count("accepted") and restarts(path) > 1, "a log that began anew")
         await more(child, messages)
-        async with workers(folder, Spec(path=str(path), role="snapshot")) as (reader,):
-            await reader.ready()
-            await more(child, messages)
-            await child.until(lambda: copied(path), "a checkpoint")
-            child.process.kill()
-            await child.gone()
+        while not await _copied_beside_a_reader(child, path, folder, messages):
+            await more(child, messages)  # it looked at a log that had just begun anew: none of that can be copied
         backfilled = copied(path)
         accepted, handled = set(child.ids("accepted")), set(child.ids("handled"))
     copy = folder.with_name(folder.name + "-copy")
