@@ -182,7 +182,7 @@ class Threads(Paced):
 
     def _look(self, before: tuple[float, float, float] | None = None) -> None:
         """Again and again while something runs: what have the threads used since ``before``? A few tell for many."""
-        self._looking = self._busy > 0
+        self._looking = self._busy > 0 and bool(self._clocks)  # none once closed
         if self._looking:
             now, clocks = time.monotonic(), self._clocks[:CLOCKS]
             used = now, sum(map(time.clock_gettime, clocks)), time.process_time()

@@ -801,3 +801,30 @@ async def test_a_call_that_waits_for_its_turn_can_be_cancelled() -> None:
     leave.release()
     assert len(await asyncio.wait_for(third, 10)) == 1
     await executor.close()
+
+
+async def test_closing_while_a_call_runs_ends_the_looking() -> None:
+    """What threads use is looked at while they run; once closed there is nothing to look at."""
+    entered, leave, errors = threading.Event(), threading.Event(), list[Any]()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+
+    def call(delivery: Delivery) -> Any:
+        entered.set()
+        leave.wait(10)
+        return ()
+
+    executor = Threads(call, 2, "test")
+    calls = [asyncio.ensure_future(executor([delivery(n)])) for n in range(2)]
+    assert await asyncio.to_thread(entered.wait, 10)
+    third = asyncio.ensure_future(executor([delivery(3)]))  # the clocks of the first are known: looking begins
+    async with asyncio.timeout(10):
+        while not executor._looking:
+            calls.append(asyncio.ensure_future(executor([delivery()])))
+            await asyncio.sleep(0.005)
+    await executor.close(grace=0.1)
+    assert not executor._looking
+    leave.set()
+    for one in (*calls, third):
+        one.cancel()
+    assert errors == []
