@@ -1,4 +1,4 @@
-"""The buses that come with Tidings, as the suite knows them: each in a folder of its own."""
+"""The buses that come with Tidings, as the suite knows them: each in a folder, or a namespace of a server, of its own."""
 
 from __future__ import annotations
 
@@ -28,6 +28,18 @@ def sqlite(folder: Path) -> Bus:
     return Bus(
         options=lambda lease: SQLite(path=str(path), lease=lease), url=lambda lease: f"sqlite:///{path}?lease={lease}s"
     )
+
+
+def served(url: str) -> Bus:
+    """A fresh bus on the server at ``url``: in a namespace of its own."""
+    from tidings.urls import options_for
+
+    fresh = f"{url}{'&' if '?' in url else '?'}namespace=t{new_id().replace('-', '')[-12:]}"
+
+    def leased(lease: float) -> str:
+        return f"{fresh}&lease={lease}s"
+
+    return Bus(options=lambda lease: options_for(leased(lease)), url=leased)
 
 
 BUSES: dict[str, Callable[[Path], Bus]] = {"memory": memory, "sqlite": sqlite}

@@ -1,0 +1,86 @@
+"""A broker's URL: where it is, who asks, and the options of its transport."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_type_hints
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import msgspec
+from msgspec import Struct
+
+from tidings.kernel.errors import Duration, InvalidOption, InvalidURL, nearest
+from tidings.kernel.message import seconds
+
+OptionsT = TypeVar("OptionsT", bound=Struct)
+
+
+class Location(Struct, frozen=True):
+    """What stands before the ``?`` of a URL; user, password and path are unquoted."""
+
+    scheme: str
+    hosts: tuple[tuple[str, int], ...]
+    user: str
+    password: str
+    path: str  # without its leading slash
+    query: Mapping[str, str]
+
+
+def locate(url: str, port: int) -> Location:
+    """The parts of ``scheme://user:password@host:port,host2/path?option=value``; ``port`` where none is given.
+
+    Raises ``InvalidURL``, which never shows the password.
+    """
+    parts = urlsplit(url)
+    login, at, places = parts.netloc.rpartition("@")
+    user, _, password = login.partition(":")
+    hosts = tuple(_host(place, port, parts.scheme) for place in places.split(",") if place)
+    if at and not user and not password:
+        raise InvalidURL(f"{shown(url)!r} has an @ and no user", mend="scheme://user:password@host")
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    return Location(parts.scheme, hosts, unquote(user), unquote(password), unquote(parts.path[1:]), query)
+
+
+def _host(place: str, port: int, scheme: str) -> tuple[str, int]:
+    name, colon, number = place.rpartition(":")
+    if place.endswith("]") or not colon:  # [::1], or a name alone
+        name, number = place, str(port)
+    if not name or not number.isdigit() or not 0 < int(number) < 65_536:
+        raise InvalidURL(f"{place!r} is no host and port", mend=f"{scheme}://localhost:{port}")
+    return name.strip("[]"), int(number)
+
+
+def shown(url: str) -> str:
+    """A URL as it may be logged: without its password."""
+    place, mark, query = url.partition("?")
+    before, at, after = place.rpartition("@")
+    scheme, separator, login = before.partition("://")
+    return f"{scheme}{separator}{login.partition(':')[0]}{at}{after}{mark}{query}"
+
+
+def fill(kind: type[OptionsT], url: str, query: Mapping[str, str], **given: Any) -> OptionsT:
+    """Options from a URL's query and what the URL says otherwise.
+
+    Every field of ``kind`` that is not ``given`` is an option by its own name. Raises ``InvalidURL``, naming an unknown
+    option and the nearest known one.
+    """
+    hints = get_type_hints(kind)
+    known = [name for name in kind.__struct_fields__ if name not in given]
+    for name in query:
+        if name not in known:
+            what, why = f"{kind.__name__} has no option {name!r}", f"it has {', '.join(known)}"
+            raise InvalidURL(what, why=why, mend=nearest(name, known))
+    try:
+        return kind(**given, **{name: _value(name, text, hints[name]) for name, text in query.items()})
+    except (InvalidOption, TypeError) as error:
+        raise InvalidURL(f"{shown(url)!r}: {getattr(error, 'what', error)}", mend=getattr(error, "mend", "")) from None
+
+
+def _value(name: str, text: str, hint: Any) -> Any:
+    if hint == Duration:
+        seconds(text, name)
+        return text
+    try:
+        return msgspec.convert(text, hint, strict=False)
+    except msgspec.ValidationError as error:
+        raise InvalidOption(f"{name} cannot be {text!r}", why=str(error)) from None
