@@ -1,8 +1,9 @@
 # Every target works as the first command in a fresh clone: it makes .venv when that is missing or out of date.
 BIN := .venv/bin
+SPREAD := -n 3 --dist worksteal # much of a test is waiting: three at a time keep two processors busy
 RUN := $(BIN)/python -m
 
-.PHONY: help demo check test faults soak bench bench-setup docs-tables wheel clean
+.PHONY: help demo check test servers faults soak bench bench-setup docs-tables wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -15,10 +16,14 @@ check: .venv/.ready ## what must hold before a commit: lint, types, import rules
 	@$(BIN)/ruff format -q --check .
 	@$(RUN) mypy --no-error-summary
 	@$(BIN)/lint-imports --no-logo
-	@$(RUN) pytest -q -m "not slow"
+	@$(RUN) pytest -q $(SPREAD) -m "not slow"
 
-test: .venv/.ready ## everything: slow tests, documentation examples, coverage
-	@$(RUN) pytest --cov --cov-report=term
+test: .venv/.ready ## everything, on real servers, which it installs: slow tests, documentation examples, coverage
+	@$(RUN) tests.servers --install || [ "$$CI" != true ]
+	@$(RUN) pytest $(SPREAD) --cov --cov-report=term
+
+servers: .venv/.ready ## the brokers and databases of the tests, until Ctrl-C; ARGS="nats redis"
+	@$(RUN) tests.servers $(ARGS)
 
 faults: .venv/.ready ## every fault in full: 200 rounds of kill -9, full disks, torn files, ...; docs/reliability.md
 	@$(RUN) tests.faults --report docs/reliability.md
@@ -33,7 +38,7 @@ bench-setup: .venv/.ready ## the other libraries and servers that `make bench` c
 	@scripts/bench_setup.sh
 
 docs-tables: .venv/.ready ## docs/transports.md, from the capabilities of the transports
-	@$(BIN)/python scripts/transport_table.py > docs/transports.md.new && mv docs/transports.md.new docs/transports.md
+	@$(RUN) scripts.transport_table > docs/transports.md.new && mv docs/transports.md.new docs/transports.md
 
 wheel: .venv/.ready ## dist/*.whl
 	@$(RUN) build --wheel --no-isolation >/dev/null && ls dist/*.whl

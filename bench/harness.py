@@ -14,9 +14,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -30,6 +31,7 @@ SCENARIOS = {  # name: module; in the order in which they run
     "loop": "bench.loop",
     "sqlite": "bench.sqlite",
     "peers": "bench.beside",
+    "engines": "bench.engines",
     "fanout": "bench.fanout",
     "payload": "bench.sizes",
     "processes": "bench.processes",
@@ -39,7 +41,6 @@ SCENARIOS = {  # name: module; in the order in which they run
     "growth": "bench.growth",
     "backlog": "bench.backlog",
 }
-PATIENCE = 900.0  # seconds a measurement may take
 
 
 class Figure(Struct, frozen=True):
@@ -74,12 +75,18 @@ class Subject(Struct, frozen=True):
 
 
 class Scenario(Struct, frozen=True):
-    """Subjects that belong together. ``grows``: what ``at`` counts. ``notes``: told beside the figures, no timing."""
+    """Subjects that belong together. ``grows``: what ``at`` counts. ``notes``: told beside the figures, no timing.
+
+    ``around``: what all measurements need, such as servers; they find it in the environment. ``patience``: seconds a
+    measurement may take.
+    """
 
     subjects: tuple[Subject, ...]
     rounds: int = 5
     notes: Callable[[], str] | None = None
     grows: str = ""
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    patience: float = 900.0
 
 
 class Measurement(Struct):
@@ -163,7 +170,7 @@ def scenario(module: str, quick: bool) -> Scenario:
     return found
 
 
-def measure(module: str, subject: str, quick: bool) -> Measurement | str:
+def measure(module: str, subject: str, quick: bool, patience: float) -> Measurement | str:
     """One measurement in a fresh process; or why there is none."""
     command = [sys.executable, "-m", "bench.measure", module, subject, *(["--quick"] if quick else [])]
     with tempfile.TemporaryDirectory(prefix="tidings-bench-", dir=os.environ.get("BENCH_DISK")) as temporary:
@@ -171,10 +178,10 @@ def measure(module: str, subject: str, quick: bool) -> Measurement | str:
         environment.pop("TIDINGS_URL", None)
         try:
             done = subprocess.run(
-                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False
+                command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=patience, check=False
             )
         except subprocess.TimeoutExpired:
-            return f"no result within {PATIENCE:g} s"
+            return f"no result within {patience:g} s"
     if done.returncode:
         return (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1]
     return msgspec.json.decode(done.stdout.strip().splitlines()[-1], type=Measurement)
@@ -191,19 +198,20 @@ def run(name: str, module: str, quick: bool, rounds: int | None, told: Callable[
     chosen = scenario(module, quick)
     subjects = [Measured(s.name, s.figures, s.series, s.at) for s in chosen.subjects]
     total = rounds or (1 if quick else chosen.rounds)
-    for number in range(1, total + 1):
-        for subject, measured in zip(chosen.subjects, subjects, strict=True):
-            if measured.error or number > (subject.rounds or total):
-                continue
-            told(f"{name}: round {number} of {total}: {subject.name}")
-            result = measure(module, subject.name, quick)
-            if isinstance(result, str):
-                measured.error = result
-            else:
-                measured.rounds.append(result)
+    with chosen.around():
+        for number in range(1, total + 1):
+            for subject, measured in zip(chosen.subjects, subjects, strict=True):
+                if measured.error or number > (subject.rounds or total):
+                    continue
+                told(f"{name}: round {number} of {total}: {subject.name}")
+                result = measure(module, subject.name, quick, chosen.patience)
+                if isinstance(result, str):
+                    measured.error = result
+                else:
+                    measured.rounds.append(result)
+        own = [_asked(chosen.notes)] if chosen.notes else []
     shared = f"others used {max(0.0, others_share(before, cpu_times())):.0f} % of the processors meanwhile"
-    notes = [shared, *([_asked(chosen.notes)] if chosen.notes else ())]
-    return Report(name, chosen.grows, subjects, notes, time.monotonic() - began)
+    return Report(name, chosen.grows, subjects, [shared, *own], time.monotonic() - began)
 
 
 def _asked(notes: Callable[[], str]) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from threading import Thread
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
 from msgspec import Struct
 
@@ -35,37 +36,37 @@ class Stamped(Struct):
 stamped = Topic("orders.placed", Stamped)
 
 
-async def pace(app: App, rate: float, seconds: float) -> None:
-    loop, total = asyncio.get_running_loop(), int(rate * seconds)
-    tasks: set[asyncio.Task[None]] = set()
-    over = asyncio.Event()
+def stamps(rate: float, seconds: float) -> Iterator[Stamped]:
+    """Each when it is due: at start + n / rate, whatever became of those before it."""
+    start = time.monotonic() + 0.05
+    for n in range(int(rate * seconds)):
+        due = start + n / rate
+        if (left := due - time.monotonic()) > 0:
+            time.sleep(left)
+        yield Stamped(due, n)
 
-    def one(n: int, due: float) -> None:
-        tasks.add(task := loop.create_task(app.publish(stamped, Stamped(due, n))))
-        task.add_done_callback(tasks.discard)
-        if n + 1 == total:
-            over.set()
 
-    def clock() -> None:
-        start = time.monotonic() + 0.05
-        for n in range(total):
-            due = start + n / rate
-            if (left := due - time.monotonic()) > 0:
-                time.sleep(left)
-            loop.call_soon_threadsafe(one, n, due)
+async def pace(publish: Callable[[Stamped], Coroutine[Any, Any, Any]], rate: float, seconds: float) -> None:
+    """A task for each: none waits for another."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.TaskGroup() as group:
 
-    thread = Thread(target=clock, daemon=True)
-    thread.start()
-    await over.wait()
-    await asyncio.gather(*tasks)
+        def start(stamp: Stamped) -> None:
+            group.create_task(publish(stamp))
+
+        def clock() -> None:
+            for stamp in stamps(rate, seconds):
+                loop.call_soon_threadsafe(start, stamp)
+
+        sys.setswitchinterval(RUNNING_INTERVAL)
+        await asyncio.to_thread(clock)
 
 
 async def main(url: str, rate: str, seconds: str) -> None:
     app = App("pacer", url)
     async with app.connect():
-        await pace(app, float(rate), float(seconds))
+        await pace(lambda stamp: app.publish(stamped, stamp), float(rate), float(seconds))
 
 
 if __name__ == "__main__":
-    sys.setswitchinterval(RUNNING_INTERVAL)
     asyncio.run(main(*sys.argv[1:]))

@@ -1,15 +1,23 @@
-"""Prints docs/transports.md: what each transport can do, asked of the transports themselves, opened for real."""
+"""Prints docs/transports.md: what each transport can do, asked of the transports themselves, on real servers.
+
+``python -m scripts.transport_table``; starts the servers that it needs.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import tempfile
-from importlib.metadata import entry_points
+from collections.abc import Mapping
 from typing import Any
 
-from tidings.kernel.transport import Capabilities, Inspectable, Manageable, Ticking
+from tests.servers import server
 
-URLS = {"memory": "memory://", "sqlite": "sqlite:///{folder}/table.db"}
+from tidings.kernel.transport import Capabilities, Inspectable, Manageable, Ticking
+from tidings.testing.conformance.buses import served
+from tidings.urls import options_for
+
+ENGINES = ("postgres", "nats", "rabbitmq", "redis", "kafka")
 
 EXPLAINED = {
     "durable": "what an accepted message survives: loss of power, the death of a process, or neither",
@@ -70,9 +78,9 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e3:g} ms"
 
 
-async def ask(name: str, options: Any, folder: str) -> dict[str, str]:
+async def ask(options: Any) -> dict[str, str]:
     """A transport's column: opened, asked, closed."""
-    transport = options.from_url(URLS[name].format(folder=folder)).transport()
+    transport = options.transport()
     await transport.open(lambda event: None)
     try:
         cells = {field: value(field, transport.capabilities) for field in EXPLAINED}
@@ -81,23 +89,37 @@ async def ask(name: str, options: Any, folder: str) -> dict[str, str]:
         await transport.close()
 
 
-async def columns() -> dict[str, dict[str, str]]:
-    found = {entry.name: entry for entry in entry_points(group="tidings.transports")}
+async def columns(engines: Mapping[str, str]) -> dict[str, dict[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
-        return {name: await ask(name, found[name].load(), folder) for name in sorted(found)}
+        embedded = {"memory": "memory://", "sqlite": f"sqlite:///{folder}/table.db"}
+        asked = {name: await ask(options_for(url)) for name, url in embedded.items()}
+    return asked | {name: await ask(served(url).options(30.0)) for name, url in engines.items()}
 
 
-def page() -> str:
-    """The whole page."""
-    table = asyncio.run(columns())
+def known_to_fail(name: str) -> list[str]:
+    """What a transport's conformance tests are known to fail, and why: strict expected failures."""
+    module = importlib.import_module(f"tests.conformance.test_{name}")
+    suites = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
+    return [f"- `{name}`, `{test}`: {why}" for suite in suites for test, why in getattr(suite, "opt_outs", {}).items()]
+
+
+def page(engines: Mapping[str, str]) -> str:
+    """The whole page; ``engines``: the URLs of the servers."""
+    table = asyncio.run(columns(engines))
     rows = {**EXPLAINED, **dict(PROTOCOLS.values())}
+    titles = [f"[`{name}`](transports/{name}.md)" if name in engines else f"`{name}`" for name in table]
+    failing = [line for name in table for line in known_to_fail(name)]
     lines = [
-        f"| | {' | '.join(f'`{name}`' for name in table)} | |",
+        f"| | {' | '.join(titles)} | |",
         "|---|" + "---|" * (len(table) + 1),
         *(f"| {row} | {' | '.join(cells[row] for cells in table.values())} | {text} |" for row, text in rows.items()),
+        "",
+        "## Tests that a transport is known to fail",
+        "",
+        *(failing or ["None."]),
     ]
     return f"{HEAD}\n" + "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    print(page(), end="")
+    print(page({name: server(name).url for name in ENGINES}), end="")

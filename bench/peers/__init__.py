@@ -10,5 +10,5 @@ and when) and ``VERSION()``, and some of these, each of which is called in a pro
 - ``latency(folder, rate, seconds) -> list[float]``: seconds from the moment a message was due to its handler
 
 A figure is returned only if every message was handled exactly once and settled; otherwise an error is raised. A
-missing package is an ``ImportError`` on import, a missing server a ``FileNotFoundError`` from ``VERSION()``.
+missing package is an ``ImportError`` on import, a missing server ``Missing`` (of ``tests/servers``) from ``VERSION()``.
 """

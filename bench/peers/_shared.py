@@ -2,49 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
-from functools import wraps
+from contextlib import contextmanager
 from multiprocessing import get_context
-from pathlib import Path
 from threading import Event
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, ClassVar
 
 import msgspec
 
-from ..pacer import RUNNING_INTERVAL, Stamped
+from ..pacer import Stamped, stamps
 from ..payload import Order, order
 
 BATCH = 1000
 PATIENCE = 120.0  # seconds until what has not arrived is lost
 POLL = 0.001  # seconds between two looks at an empty queue, where a library can only poll
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 encode = msgspec.json.Encoder().encode
 decode = msgspec.json.Decoder(Order).decode
 _stamp = msgspec.json.Decoder(Stamped).decode
-
-
-def served(
-    server: Callable[[Path], AbstractContextManager[str]],
-) -> Callable[[Callable[Concatenate[str, P], Coroutine[Any, Any, T]]], Callable[Concatenate[Path, P], T]]:
-    """What is decorated gets the URL of a server whose data is in the folder that it is called with."""
-
-    def decorate(work: Callable[Concatenate[str, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Path, P], T]:
-        @wraps(work)
-        def run(folder: Path, /, *args: P.args, **options: P.kwargs) -> T:
-            with server(folder) as url:
-                return asyncio.run(work(url, *args, **options))
-
-        return run
-
-    return decorate
 
 
 def orders(messages: int) -> list[Order]:
@@ -56,11 +33,17 @@ def batches(of: Sequence[Order]) -> Iterator[Sequence[Order]]:
 
 
 class Tally:
-    """The no-op handler, which decodes and only counts; it must have seen each of ``messages`` orders once."""
+    """The no-op handler, which decodes and only counts; it must have seen each of ``messages`` orders once.
+
+    ``first``: when the first was seen.
+    """
+
+    payload: ClassVar[type[Any]] = Order
 
     def __init__(self, messages: int) -> None:
         self.messages = messages
         self.count = 0
+        self.first = 0.0
         self.full = Event()
         self._seen = bytearray(messages)
 
@@ -76,6 +59,8 @@ class Tally:
 
     def see(self, order: Order) -> None:
         """For those who decode themselves."""
+        if not self.count:
+            self.first = time.perf_counter()
         self._seen[order.n] += 1
         self.count += 1
         if self.count == self.messages:
@@ -89,18 +74,26 @@ class Tally:
 
 
 class Delays:
-    """A handler that records how late each message of a ``paced`` publisher is."""
+    """A handler that records how late each message of a ``paced`` publisher is; those of the first ``warm`` seconds are
+    awaited, and forgotten.
+    """
 
-    def __init__(self, rate: float, seconds: float) -> None:
-        self._total = int(rate * seconds)
+    payload: ClassVar[type[Any]] = Stamped
+
+    def __init__(self, rate: float, seconds: float, warm: float = 0.0, patience: float = PATIENCE) -> None:
+        self._total, self._warm = int(rate * seconds), int(rate * warm)
         self._of = dict[int, float]()
-        self._deadline = time.monotonic() + seconds + PATIENCE
+        self._deadline = time.monotonic() + seconds + patience
 
     async def handle(self, body: bytes | str) -> None:
         self.take(body)
 
     def take(self, body: bytes | str) -> None:
-        now, stamp = time.monotonic(), _stamp(body)
+        self.see(_stamp(body))
+
+    def see(self, stamp: Stamped) -> None:
+        """For those who decode themselves."""
+        now = time.monotonic()
         if stamp.n in self._of:
             raise RuntimeError(f"message {stamp.n} came twice")
         self._of[stamp.n] = now - stamp.due
@@ -112,46 +105,38 @@ class Delays:
         return len(self._of) < self._total
 
     @property
+    def count(self) -> int:
+        return len(self._of)
+
+    @property
     def values(self) -> list[float]:
-        return list(self._of.values())
+        return [delay for n, delay in self._of.items() if n >= self._warm]
 
 
 def paced(rate: float, seconds: float) -> Iterator[bytes]:
-    """Bodies of ``Stamped``, each when it is due: at start + n / rate, whatever became of those before it."""
-    start = time.monotonic() + 0.05
-    for n in range(int(rate * seconds)):
-        due = start + n / rate
-        if (left := due - time.monotonic()) > 0:
-            time.sleep(left)
-        yield encode(Stamped(due, n))
-
-
-async def publish_paced(publish: Callable[[bytes], Coroutine[Any, Any, Any]], rate: float, seconds: float) -> None:
-    """A task for each: none waits for another. The clock is a thread, as precise as the system."""
-    loop = asyncio.get_running_loop()
-    async with asyncio.TaskGroup() as group:
-
-        def start(body: bytes) -> None:
-            group.create_task(publish(body))
-
-        def clock() -> None:
-            for body in paced(rate, seconds):
-                loop.call_soon_threadsafe(start, body)
-
-        sys.setswitchinterval(RUNNING_INTERVAL)
-        await asyncio.to_thread(clock)
+    """Bodies of ``Stamped``, each when it is due."""
+    return map(encode, stamps(rate, seconds))
 
 
 @contextmanager
-def beside(publisher: Callable[..., None], *given: Any) -> Iterator[None]:
-    """``publisher(*given)``, a function of a module, runs in another process meanwhile; it must end well."""
+def beside(publisher: Callable[..., None], *given: Any) -> Iterator[Callable[[], None]]:
+    """``publisher(*given)``, a function of a module, runs in another process meanwhile; it must end well.
+
+    Gives a check that raises when it has ended badly already.
+    """
     process = get_context("spawn").Process(target=publisher, args=given, daemon=True)
     process.start()
-    try:
-        yield
-        process.join(PATIENCE)
-        if process.exitcode != 0:
+
+    def check() -> None:
+        if process.exitcode:
             raise RuntimeError(f"the publisher ended with {process.exitcode}")
+
+    try:
+        yield check
+        process.join(PATIENCE)
+        if process.exitcode is None:
+            raise TimeoutError("the publisher does not end")
+        check()
     finally:
         process.kill()
         process.join()
@@ -173,17 +158,3 @@ def in_threads(work: Callable[[Sequence[Order]], None], messages: int, threads: 
         for _ in pool.map(work, parts):
             pass
         return len(whole) / (time.perf_counter() - began)
-
-
-async def in_tasks(publish: Callable[[bytes], Coroutine[Any, Any, Any]], messages: int, tasks: int) -> float:
-    """Messages a second when each of ``tasks`` publishes its part, one after the other."""
-    each = messages // tasks
-    whole = orders(each * tasks)
-
-    async def publisher(part: Sequence[Order]) -> None:
-        for item in part:
-            await publish(encode(item))
-
-    began = time.perf_counter()
-    await asyncio.gather(*(publisher(whole[at : at + each]) for at in range(0, len(whole), each)))
-    return len(whole) / (time.perf_counter() - began)

@@ -24,7 +24,7 @@ def options_for(url: str) -> Options:
     try:
         kind = known[scheme].load()
     except ImportError as error:
-        mend = f"pip install 'tidings[{scheme}]'"
+        mend = f"pip install 'tidings[{(known[scheme].extras or [scheme])[0]}]'"
         raise MissingExtra(f"{scheme}:// needs a package that is not installed", why=str(error), mend=mend) from error
     options: Options = kind.from_url(url)
     return options

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from bench.harness import Figure, Scenario, Subject, timed_figures
 from bench.histogram import Timed, timed
 
-LOG = "FAKES_LOG"
+LOG, AROUND = "FAKES_LOG", "FAKES_AROUND"
 
 
 def turn(name: str) -> int:
@@ -42,6 +43,19 @@ def late() -> Timed:
     return timed([n / 1000 for n in range(1, 1001)], 7.0)
 
 
+@contextmanager
+def around() -> Iterator[None]:
+    os.environ[AROUND] = "7"
+    try:
+        yield
+    finally:
+        del os.environ[AROUND]
+
+
+def within() -> Sequence[float]:
+    return (float(os.environ[AROUND]),)
+
+
 def no_notes() -> str:
     raise LookupError("lost")
 
@@ -56,8 +70,10 @@ def scenario(quick: bool) -> Scenario:
             Subject("10", (Figure("size", "MiB"),), grown(10), series="file", at=10.0),
             Subject("100", (Figure("size", "MiB"),), grown(100), series="file", at=100.0, rounds=1),
             Subject("late", (*timed_figures(p50=600.0, p99=900.0), Figure("others", "")), late),
+            Subject("within", (Figure("rate", "msg/s"),), within, rounds=1),
         ),
         rounds=3,
         notes=no_notes if quick else lambda: "a note",
         grows="messages",
+        around=around,
     )

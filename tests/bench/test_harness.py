@@ -83,6 +83,11 @@ def test_a_failure_has_its_reason_and_stops_nobody(report: Report) -> None:
     assert len(subject(report, "late").rounds) == 3
 
 
+def test_what_is_around_all_measurements_is_there_for_each_and_gone_afterwards(report: Report) -> None:
+    assert row(report, "within", "rate").values == [7.0]
+    assert "FAKES_AROUND" not in os.environ
+
+
 def test_notes(report: Report) -> None:
     shared, own = report.notes
     assert shared.startswith("others used ")

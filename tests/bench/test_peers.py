@@ -5,28 +5,21 @@ too: ``make test`` installs none of them, ``scripts/bench_setup.sh`` all.
 from __future__ import annotations
 
 import importlib
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager
 from multiprocessing import get_context
 from pathlib import Path
 from types import ModuleType
-from urllib.parse import urlsplit
 
 import psutil
 import pytest
 from bench.payload import order
 from bench.peers._shared import Delays, Tally, encode, paced
-
-from bench import servers
+from tests.servers import Missing
 
 ROOT = Path(__file__).parents[2]
 SOURCES = {path.stem: path.read_text() for path in sorted((ROOT / "bench" / "peers").glob("[!_]*.py"))}
@@ -39,7 +32,6 @@ WORKS = {  # work: what it is given besides the folder
 }
 DONE = [(name, work) for name, source in SOURCES.items() for work in WORKS if f"def {work}(" in source]
 UNSYNCED = {"faststream", "kombu"}
-SERVERS = {"redis": (servers.redis, "redis-server"), "nats": (servers.nats, "nats-server")}
 
 
 def peer(name: str) -> ModuleType:
@@ -49,7 +41,7 @@ def peer(name: str) -> ModuleType:
             warnings.simplefilter("ignore")
             module = importlib.import_module(f"bench.peers.{name}")
         module.VERSION()
-    except (ImportError, FileNotFoundError) as missing:
+    except (ImportError, Missing) as missing:
         pytest.skip(f"{name}: {missing}; scripts/bench_setup.sh installs it")
     return module
 
@@ -99,64 +91,6 @@ def test_what_is_called_durable_is_synced(name: str, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     syncs = trace.read_text().count("sync(")
     assert syncs == 0 if name in UNSYNCED else syncs >= 40
-
-
-# -- the servers
-
-
-def answers(url: str) -> bool:
-    at = urlsplit(url)
-    try:
-        with socket.create_connection((at.hostname or "", at.port or 0), timeout=1.0):
-            return True
-    except ConnectionError:
-        return False
-
-
-def server(name: str) -> Callable[[Path], AbstractContextManager[str]]:
-    start, program = SERVERS[name]
-    try:
-        servers.program(program)
-    except FileNotFoundError as missing:
-        pytest.skip(str(missing))
-    return start
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SERVERS)
-def test_a_server_listens_on_loopback_while_it_is_wanted(name: str, tmp_path: Path) -> None:
-    start = server(name)
-    with start(tmp_path) as url:
-        assert urlsplit(url).hostname == "127.0.0.1"
-        (process,) = (child for child in psutil.Process().children() if child.name() == SERVERS[name][1])
-        assert {at.laddr.ip for at in process.net_connections() if at.status == psutil.CONN_LISTEN} == {"127.0.0.1"}
-        assert answers(url)
-    assert not answers(url)
-    assert not process.is_running()
-    assert any((tmp_path / name).iterdir())
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("setpriv") is None, reason="only setpriv ties a server to its process")
-@pytest.mark.parametrize("name", SERVERS)
-def test_a_server_ends_when_its_process_is_killed(name: str, tmp_path: Path) -> None:
-    server(name)
-    program = (
-        "import sys, time; from pathlib import Path; from bench import servers\n"
-        f"with servers.{name}(Path({str(tmp_path)!r})) as url: print(url, flush=True); sys.stdin.read()"
-    )
-    starter = subprocess.Popen(
-        (sys.executable, "-c", program), cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    with starter:
-        assert starter.stdout is not None
-        url = starter.stdout.readline().strip()
-        assert answers(url)
-        os.kill(starter.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 20.0
-    while answers(url):
-        assert time.monotonic() < deadline, "the server outlived its process"
-        time.sleep(0.05)
 
 
 # -- what the peers share

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from tests.servers import server
 
+from tidings.kernel.transport import Capabilities
 from tidings.testing.conformance import Bus, Conformance
-from tidings.testing.conformance.buses import BUSES
+from tidings.testing.conformance.bus import has
+from tidings.testing.conformance.buses import BUSES, served
 from tidings.testing.conformance.mutants import MUTANTS, Mutant, MutantOptions
 
 WANTED = """
@@ -19,8 +24,26 @@ leak-on-close lose-buffer-on-close truncate-silently no-fence no-renewal settle-
 """
 
 
+ENGINES = ("postgres", "nats", "rabbitmq", "redis", "kafka")
+
+
 class Suite(Conformance):
     __test__ = False
+
+
+@cache
+def capabilities(engine: str) -> Capabilities:
+    """What it says of itself once it is open."""
+
+    async def ask() -> Capabilities:
+        transport = served(server(engine).url).options(30.0).transport()
+        await transport.open(lambda event: None)
+        try:
+            return transport.capabilities
+        finally:
+            await transport.close()
+
+    return asyncio.run(ask())
 
 
 def wrapped(bus: Bus, mutant: type[Mutant]) -> Bus:
@@ -38,12 +61,27 @@ def test_every_mutant_is_there() -> None:
     assert set(WANTED.split()).issubset(MUTANTS)
 
 
+def check(mutant: type[Mutant], whole: Bus, broken: Bus) -> None:
+    test: Callable[[Bus], None] = getattr(Suite(), mutant.killer)
+    test(wrapped(whole, Mutant))  # it is the mutation that kills, not the wrapper
+    with pytest.raises((AssertionError, TimeoutError, ValueError, pytest.fail.Exception)):
+        test(wrapped(broken, mutant))
+
+
 @pytest.mark.parametrize("kind", BUSES)
 @pytest.mark.parametrize("mutant", sorted(MUTANTS))
 def test_mutant_is_killed(kind: str, mutant: str, tmp_path: Path) -> None:
     (tmp_path / "whole").mkdir()
     (tmp_path / "broken").mkdir()
-    test: Callable[[Bus], None] = getattr(Suite(), MUTANTS[mutant].killer)
-    test(wrapped(BUSES[kind](tmp_path / "whole"), Mutant))  # it is the mutation that kills, not the wrapper
-    with pytest.raises((AssertionError, TimeoutError, ValueError, pytest.fail.Exception)):
-        test(wrapped(BUSES[kind](tmp_path / "broken"), MUTANTS[mutant]))
+    check(MUTANTS[mutant], BUSES[kind](tmp_path / "whole"), BUSES[kind](tmp_path / "broken"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # what a mutant leaks is not closed
+@pytest.mark.parametrize("mutant", sorted(MUTANTS))
+@pytest.mark.parametrize("engine", ENGINES)
+def test_mutant_is_killed_on_a_server(engine: str, mutant: str) -> None:
+    kind, url = MUTANTS[mutant], server(engine).url
+    if kind.needs and not has(capabilities(engine), kind.needs):
+        pytest.skip(f"{engine} has no {kind.needs}, and is tested to refuse it")
+    check(kind, served(url), served(url))

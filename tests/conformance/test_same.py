@@ -56,10 +56,16 @@ class Side:
         self.held[group].update((d.message.id, d) for d in came)
         return sorted((d.message.id, d.message.destination, d.message.key, d.failures, d.crashes) for d in came)
 
-    async def work(self, group: str) -> list[tuple[Any, ...]]:
-        """Take and settle until nothing more comes, a key at a time, as the kernel does; each key's course."""
+    async def work(self, group: str, runs: int | None = None) -> list[tuple[Any, ...]]:
+        """Take and settle, a key at a time, as the kernel does: each key's course.
+
+        Until ``runs`` messages ran, or else until nothing more comes, which only memory tells at once.
+        """
         course: dict[Any, list[tuple[str, int]]] = defaultdict(list)
-        while await self.take(group, None):
+        while sum(map(len, course.values())) < runs if runs is not None else await self.take(group, None):
+            if runs is not None:
+                await self.take(group, 1)
+                await self.take(group, len(self.taps[group].ready))
             keys: dict[Any, list[Delivery]] = defaultdict(list)
             for delivery in sorted(self.held[group].values(), key=lambda delivery: delivery.message.id):
                 keys[delivery.message.key or delivery.message.id].append(delivery)
@@ -136,10 +142,13 @@ class Play:
             assert not await side.transport.publish([sent])
 
     async def take(self, group: str) -> None:
-        if self.ordered[group]:
-            await self.both("work", group)
-            return
         ours, other = self.sides
+        if self.ordered[group]:
+            worked = await ours.work(group)
+            also = await other.work(group, sum(len(course) for _, course in worked))
+            self.log.append(f"work {group}")
+            assert worked == also, "\n".join([*self.log, f"memory: {worked}", f"other:  {also}"])
+            return
         came = await ours.take(group, None)
         self.log.append(f"take {group}: {[line[0] for line in came]}")
         also = await other.take(group, len(came)) if came else []

@@ -40,7 +40,7 @@ def test_durations(duration: Any, expected: float) -> None:
     "wrong",
     [
         *("", "5", "5 s", "s", "-5s", "5x", "5s ", "1e3s", "999999999999d"),
-        *(-1, 1e10, float("nan"), float("inf"), timedelta(days=-1), True, None, [], object()),
+        *(-1, 1e10, float("nan"), float("inf"), timedelta(days=-1), True, None, [], object),
     ],
     ids=repr,
 )

@@ -43,7 +43,9 @@ class Bus(Struct, frozen=True, kw_only=True):
     no real time, so tests run on a virtual clock. ``crash(transport)`` ends a transport as a killed process would,
     where that can be done in process. ``url(lease)``: the same bus for other processes; naming it adds the tests with
     worker processes. ``foreign(transport, topic, body)`` publishes with the native client, as a stranger would.
-    ``lease``: the shortest that is safe on this machine. ``patience``: how much longer than usual to wait before a
+    ``lose(transport)`` ends its connection, where that is the lease.
+    ``lease``: the shortest that is safe on this machine. ``orphaned``: the lease of processes that will be killed; a
+    short one where the bus learns of a death only by it. ``patience``: how much longer than usual to wait before a
     test has failed. ``mutant``: what worker processes shall break.
     """
 
@@ -52,7 +54,9 @@ class Bus(Struct, frozen=True, kw_only=True):
     crash: Callable[[Transport], None] | None = None
     url: Callable[[float], str] | None = None
     foreign: Callable[[Transport, str, bytes], Awaitable[None]] | None = None
+    lose: Callable[[Transport], Awaitable[None]] | None = None
     lease: float = 1.0
+    orphaned: float = LONG
     patience: float = 1.0
     mutant: str = ""
 

@@ -1,4 +1,4 @@
-"""The buses that come with Tidings, as the suite knows them: each in a folder, or a namespace of a server, of its own."""
+"""The buses that come with Tidings, as the suite knows them: each in a folder or a namespace of its own."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def served(url: str) -> Bus:
     def leased(lease: float) -> str:
         return f"{fresh}&lease={lease}s"
 
-    return Bus(options=lambda lease: options_for(leased(lease)), url=leased)
+    return Bus(options=lambda lease: options_for(leased(lease)), url=leased, orphaned=2.0, patience=2.0)
 
 
 BUSES: dict[str, Callable[[Path], Bus]] = {"memory": memory, "sqlite": sqlite}

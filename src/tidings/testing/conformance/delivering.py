@@ -293,6 +293,7 @@ class Delivering:
         sent = rig.messages(5000)
         for at in range(0, 5000, 1000):
             await rig.publish(bus, *sent[at : at + 1000])
+        await asyncio.sleep(0.3 * rig.bus.patience)  # slow: all that is on its way arrives meanwhile
         last = ""
         while last != sent[-1].id:
             last = (await tap.take())[0].message.id

@@ -122,6 +122,33 @@ class Facts:
             if stretch.end - (begin := stretch.begin).at > group.timeout
         }
 
+    def copies(self, group: str, id: str) -> int:
+        """How often a message may be there, unless ``atomic``.
+
+        Once more for each process that was hurt with it in hand: after the copy that goes back, before the settlement.
+        And an output once for each time its input was handled.
+        """
+        if self.scenario.atomic:
+            return 1
+        times = 1 + len(
+            {
+                who
+                for line in self.by["received"]
+                if (who := (line.process, line.pid)) in self.shaken and (line.group, line.id) == (group, id)
+            }
+        )
+        topics = {each.full: each.topic for each in self.scenario.groups}
+        feeder = self.feeder.get(topics.get(group, ""))
+        if feeder is None:
+            return times
+        number = next((line.n for line in self.by["begin"] if (line.group, line.id) == (group, id)), -1)
+        return max(times, len(self.ends[feeder.full, self.scenario.reaches(feeder, number)]))
+
+    def forgotten(self, settled: Line) -> bool:
+        """Whether the broker was killed before it had stored a settlement, which it stores a ``lapse`` later."""
+        lapse, slack = self.scenario.lapse, 0.5
+        return lapse > 0 and any(-slack <= fault.at - settled.at <= lapse + slack for fault in self.by["fault"])
+
     def owned(self, stretch: Stretch) -> bool:
         """Whether its process surely still had the message when its handler ended."""
         who = (stretch.begin.process, stretch.begin.pid)
@@ -198,7 +225,10 @@ def evidence(facts: Facts) -> Counter[str]:
     seen["released"] = sum(line.detail == "release" for line in facts.by["settled"])
     seen["suspects"] = sum(line.detail == "suspect" for line in facts.by["received"])
     seen["repeated"] = sum(len(ends) > 1 for ends in facts.ends.values())
-    seen["failed"], seen["letters"] = len(facts.by["fail"]), len(facts.by["letter"])
+    sent = (
+        facts.by["letter"] if facts.scenario.peek else [line for line in facts.by["settled"] if line.detail == "dead"]
+    )
+    seen["failed"], seen["letters"] = len(facts.by["fail"]), len(sent)
     seen["overdue"] = len(facts.overdue)
     seen["members"] = len({(line.process, line.pid) for line in facts.by["end"]})
     seen["keys at once"] = max((_keys_at_once(facts, group) for group in facts.scenario.groups), default=0)
@@ -336,7 +366,7 @@ def _repeated(facts: Facts) -> Iterator[Violation]:
     for (group, id), ends in facts.ends.items():
         hung = {at for _, *what, at in facts.overdue if what == [group, id]}
         sound = [line for line in ends if (line.process, line.pid) not in facts.shaken and line.at not in hung]
-        if len(sound) > 1:
+        if len(sound) > 1 and len(sound) > facts.copies(group, id):
             where = ", ".join(line.process for line in sound)
             yield Violation("repeated", f"{group}: {id} ended {len(sound)} times in processes without a fault: {where}")
 
@@ -357,16 +387,18 @@ def _poison(facts: Facts) -> Iterator[Violation]:
 
 
 def _committed(facts: Facts) -> Iterator[Violation]:
-    done: dict[tuple[str, str], Line] = {}
+    done = defaultdict[tuple[str, str], list[Line]](list)
     for line in facts.by["settled"]:
-        if line.detail in ("ack", "dead"):
-            before = done.setdefault((line.group, line.id), line)
-            if before is not line:
-                yield Violation(
-                    "committed",
-                    f"{line.group}: {line.id} was settled by {before.process} and {line.at - before.at:.3f} s later by "
-                    f"{line.process}, which had it from before or was given it again",
-                )
+        if line.detail not in ("ack", "dead"):
+            continue
+        before = done[line.group, line.id]
+        if before and len(before) >= facts.copies(line.group, line.id) and not facts.forgotten(before[-1]):
+            yield Violation(
+                "committed",
+                f"{line.group}: {line.id} was settled by {before[-1].process} and {line.at - before[-1].at:.3f} s "
+                f"later by {line.process}, which had it from before or was given it again",
+            )
+        before.append(line)
 
 
 # -- outputs and dead letters

@@ -190,7 +190,7 @@ class Run:
             self.counts[line.what, ""] += 1
             self.counts[line.what, line.process] += 1
             self.written[line.process, line.pid].append(line)
-            if line.what == "end":
+            if line.what == "end" or (line.what == "settled" and line.detail == "dead"):
                 self.done.add((line.group, line.id))
                 self.waiting.pop((line.group, line.id), None)
             elif line.what == "accepted":
@@ -199,7 +199,8 @@ class Run:
     def _wait_for(self, n: int) -> None:
         for group in self.scenario.groups:
             where = (group.full, self.scenario.reaches(group, n))
-            if where[1] and where not in self.done and not self.scenario.dead(group.name, n):
+            buried = self.scenario.dead(group.name, n) not in ("", "crashed")  # one that crashes may still come back
+            if where[1] and where not in self.done and not buried:
                 self.waiting[where] = n
 
     @property

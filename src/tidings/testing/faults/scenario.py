@@ -68,7 +68,8 @@ class Scenario(Struct, frozen=True, kw_only=True):
     same moment.
 
     What the bus claims decides what is checked: ``first`` (groups may start at the first message), ``atomic`` (outputs
-    and settlement at once), ``peek`` (it can be looked into), ``resolution`` of delays. ``expects``: the evidence
+    and settlement at once), ``peek`` (it can be looked into), ``resolution`` of delays, ``lapse`` (seconds
+    of settlements that its broker forgets when it is killed: it stores them later). ``expects``: the evidence
     without which the run is inconclusive (``checker.evidence``). ``steps``: the clock is stepped, so that what is early
     is right if the bus reported the step. ``mutant``: what the transports of the processes shall break.
     """
@@ -94,6 +95,7 @@ class Scenario(Struct, frozen=True, kw_only=True):
     atomic: bool = True
     peek: bool = True
     resolution: float = 0.02
+    lapse: float = 0.0
     expects: tuple[str, ...] = ()
     steps: bool = False
     restarts: int = 40  # of one process, before the run gives up

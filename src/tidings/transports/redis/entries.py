@@ -1,0 +1,175 @@
+"""Messages as the fields of a stream's entry: ``body``, ``content-type``, CloudEvents attributes as ``ce-…``, then the
+user's own headers as they are.
+
+A stranger's entry needs none of them. Its body is the field ``body``, else ``data``, else its only field; else the
+whole entry is the message, as a JSON object of its fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from tidings.kernel import errors
+from tidings.kernel.message import JSON, Message
+from tidings.kernel.topics import REPLY
+from tidings.transports._wire import attributes, counts, instant, restored, stamp
+
+BODY, DATA, TYPE = b"body", b"data", b"content-type"
+
+_WRITTEN = {
+    name: f"ce-{name}".encode()
+    for name in (
+        *("specversion", "id", "source", "type", "time", "partitionkey", "tdgtopic", "tdgpriority", "tdgdeliverytime"),
+        *("expirytime", "tdgreplyto", "correlationid", "causationid", "tdgfailures", "tdgcrashes", "tdgaddress"),
+    )
+}
+_READ = {written: name for name, written in _WRITTEN.items()}
+FIRST = [BODY, TYPE, *(_WRITTEN[name] for name in ("specversion", "id", "source", "type", "time"))]  # in all of ours
+_SPEC, _ID, _SOURCE, _TYPE, _TIME = FIRST[2:]
+
+_JSON = JSON.encode()
+
+Fields = list[Any]
+Token = tuple[bytes, bytes]  # stream and id
+
+MAX_PAYLOAD, MAX_HEADERS = 16 * 1024 * 1024, 3000  # bytes of a body; a call inside a script has so many arguments
+AT_ONCE = 1000  # ids in one such call
+
+
+def fields(message: Message[Any], told: dict[str, str] | None = None) -> Fields:
+    """A message as field, value, field, value …; ``told``: its attributes, if not the usual ones."""
+    m = message
+    out: Fields = [BODY, m.body, TYPE, m.content_type, _SPEC, "1.0", _ID, m.id, _SOURCE, m.source, _TYPE, m.type]
+    out += (_TIME, stamp(m.time))
+    if told is None and _is_plain(m):
+        return out
+    for name, value in list((told or attributes(m)).items())[5:]:
+        out += (_WRITTEN[name], value)
+    for header in m.headers or ():
+        out += header
+    return out
+
+
+def _is_plain(m: Message[Any]) -> bool:
+    """Whether a message has nothing but what all have."""
+    plain = m.key is None and m.address is None and m.headers is None and not m.priority and m.deliver_at is None
+    return plain and m.expires_at is None and m.reply_to is None and m.correlation_id is None and m.causation_id is None
+
+
+def message(topic: str, id: bytes, entry: Sequence[bytes]) -> tuple[Message[Any], int, int]:
+    """The message of an entry, its failures and crashes. A field that comes twice is first ours, then the user's."""
+    if len(entry) == 14 and entry[::2] == FIRST:
+        body, kind, _, own, source, type, time = entry[1::2]
+        try:
+            at, content_type = instant(time.decode()), JSON if kind == _JSON else kind.decode()
+            told = type.decode(), source.decode(), content_type
+            if at is not None and own:
+                return Message(topic, body, own.decode(), None, at, *told), 0, 0
+        except UnicodeDecodeError:
+            pass
+    return _any_message(topic, id.decode(), entry)
+
+
+def _any_message(topic: str, id: str, entry: Sequence[bytes]) -> tuple[Message[Any], int, int]:
+    told: dict[str, str] = {}
+    headers: list[tuple[str, str]] = []
+    body: bytes | None = None
+    content_type: str | None = None
+    known = _READ.get
+    pairs = iter(entry)
+    for field, value in zip(pairs, pairs, strict=True):
+        name = known(field)
+        if name is not None and name not in told:
+            told[name] = str(value, "utf-8", "replace")
+        elif field == BODY and body is None:
+            body = value
+        elif field == TYPE and content_type is None:
+            content_type = str(value, "utf-8", "replace")
+        else:
+            headers.append((str(field, "utf-8", "replace"), str(value, "utf-8", "replace")))
+    if body is None:
+        body, content_type, headers = _foreign(entry, content_type, headers)
+    own = tuple(headers) if headers else None
+    position, time = (
+        ("", 0.0) if "id" in told and "time" in told else (f"{topic}@{id}", int(id.partition("-")[0]) / 1e3)
+    )
+    found = restored(topic, body, told, own, content_type or "", position, time)
+    return (found, *counts(told)) if "tdgfailures" in told else (found, 0, 0)
+
+
+def _foreign(
+    entry: Sequence[bytes], content_type: str | None, headers: list[tuple[str, str]]
+) -> tuple[bytes, str, list[tuple[str, str]]]:
+    """Body, content type and headers of an entry without ``body``."""
+    raw = dict(zip(entry[::2], entry[1::2], strict=True))
+    rest = [field for field in raw if field not in _READ and field != TYPE]
+    if DATA in raw:
+        return raw[DATA], content_type or "", [header for header in headers if header[0] != "data"]
+    if len(rest) == 1:
+        return raw[rest[0]], content_type or "", []
+    if rest:
+        return msgspec.json.encode(dict(headers)), content_type or JSON, []
+    return b"", content_type or "", []
+
+
+class Outgoing:
+    """Messages as arguments of a script: where to, and what."""
+
+    def __init__(self, key: Callable[[str], str]) -> None:
+        self.key = key
+        self.places: dict[tuple[str, bool], int] = {}
+        self.counts: dict[str, int] = {}
+        self.plain = True  # all are for streams, now
+
+    def add(self, message: Message[Any]) -> Fields:
+        """The arguments of one message; raises ``TooLarge``."""
+        destination = message.address or message.topic
+        if len(message.body) > MAX_PAYLOAD or len(message.headers or ()) > MAX_HEADERS:
+            what = f"a message to {destination!r} has {len(message.body):,} bytes, {len(message.headers or ())} headers"
+            why = f"this bus takes {MAX_PAYLOAD:,} and {MAX_HEADERS:,}"
+            raise errors.TooLarge(what, why=why, mend="publish where the data can be found")
+        counts, due, asks = self.counts, "", message.reply_to is not None
+        counts[destination] = counts.get(destination, 0) + 1
+        if message.deliver_at is not None:
+            due, self.plain = f"{message.deliver_at:.6f}", False
+        if asks or destination[0] == "_":
+            self.plain = False
+        return self.place(destination, fields(message), due, asks)
+
+    def place(self, destination: str, entry: Fields, due: str, asks: bool = False) -> Fields:
+        if destination.startswith(REPLY):
+            entry = [msgspec.msgpack.encode([v if isinstance(v, bytes) else v.encode() for v in entry])]
+        number = self.places.setdefault((destination, asks), len(self.places) + 1)
+        return [number, due, len(entry), *entry]
+
+    def head(self) -> Fields:
+        """The destinations, which come before."""
+        out: Fields = [len(self.places)]
+        for destination, asks in self.places:
+            out += (destination, self.key(destination), "1" if asks else "")
+        return out
+
+
+def parts(tokens: Iterable[Token]) -> list[list[Any]]:
+    """Tokens as arguments of a script: for each stream its key, n, n ids; not too many ids in one."""
+    streams: dict[bytes, list[bytes]] = {}
+    for key, id in tokens:
+        if (ids := streams.get(key)) is None:
+            ids = streams[key] = []
+        ids.append(id)
+    some = [(key, ids[at : at + AT_ONCE]) for key, ids in streams.items() for at in range(0, len(ids), AT_ONCE)]
+    return [[key, len(ids), *ids] for key, ids in some]
+
+
+def within(id: bytes, gaps: Iterable[tuple[str, str]]) -> bool:
+    """Whether an entry was added while the group did not read its topic."""
+    at = _place(id.decode())
+    return any(_place(after) < at and (not upto or at <= _place(upto)) for after, upto in gaps)
+
+
+def _place(id: str) -> tuple[int, int]:
+    ms, _, number = id.partition("-")
+    return int(ms), int(number or 0)

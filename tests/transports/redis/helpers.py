@@ -1,0 +1,80 @@
+"""A bus of one's own on the session's server, or another; messages, and conditions with deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import redis
+from tests.servers import server
+
+from tidings.kernel.message import Message, new_id
+from tidings.kernel.transport import Delivery, Event, Settlement, Subscription
+from tidings.transports.redis import Redis
+from tidings.transports.redis.transport import RedisTransport
+
+DEADLINE = 15.0
+
+
+def namespace() -> str:
+    return f"t{new_id().replace('-', '')[-12:]}"
+
+
+@contextlib.asynccontextmanager
+async def bus(url: str = "", told: list[Event] | None = None, **options: Any) -> AsyncIterator[RedisTransport]:
+    """Open. ``url``: of another server than the session's."""
+    options.setdefault("namespace", namespace())
+    transport = Redis(server=url or server("redis").url, **options).transport()
+    await transport.open((told if told is not None else []).append)
+    try:
+        yield transport
+    finally:
+        await transport.close()
+
+
+def raw(url: str = "") -> Any:
+    """A plain client: what a stranger has."""
+    return redis.Redis.from_url(url or server("redis").url)
+
+
+def group(pattern: str = "orders.placed", name: str = "shop.bill", **more: Any) -> Subscription:
+    return Subscription(app="shop", pattern=pattern, group=name, **more)
+
+
+def message(n: int = 0, topic: str = "orders.placed", **more: Any) -> Message[Any]:
+    return Message(topic, body=b"%d" % n, id=f"m{n}", time=time.time(), source="shop", type=topic, **more)
+
+
+async def take(consumer: Any, count: int, limit: int = 100) -> list[Delivery]:
+    """Exactly ``count`` deliveries."""
+    found: list[Delivery] = []
+    async with asyncio.timeout(DEADLINE):
+        while len(found) < count:
+            found += await consumer.receive(min(limit, count - len(found)))
+    return found
+
+
+async def nothing(consumer: Any, seconds: float = 0.3) -> None:
+    """Nothing comes, and the consumer is at its end."""
+    waiting = asyncio.ensure_future(consumer.receive(10))
+    await asyncio.sleep(seconds)
+    consumer.stop()
+    assert not await asyncio.wait_for(waiting, DEADLINE)
+
+
+async def ack(consumer: Any, deliveries: Sequence[Delivery]) -> None:
+    assert list(await consumer.settle([Settlement(d) for d in deliveries])) == []
+
+
+async def until(condition: Callable[[], Any], what: str = "", seconds: float = DEADLINE) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, what or condition
+        await asyncio.sleep(0.01)
+
+
+def kinds(told: Sequence[Event]) -> list[str]:
+    return [event.kind for event in told]
