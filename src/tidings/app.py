@@ -15,6 +15,7 @@ from . import requests, schedule
 from .assembly import Assembly, Defaults, group_of
 from .channels import Service, Topic
 from .inject import Function, Values, provide
+from .kernel import errors
 from .kernel.bus import Bus
 from .kernel.codec import seal
 from .kernel.errors import AnswerFailed, DuplicateGroup, Duration, InvalidName, NotFound, NothingToRun, NotOpen, nearest
@@ -23,7 +24,7 @@ from .kernel.message import Message, new_id, seconds
 from .kernel.outcome import Backoff, Breaker
 from .kernel.settling import Stats
 from .kernel.topics import TICK, check_topic, matches
-from .kernel.transport import Delivery, Event, GroupInfo, Inspectable, Options, Session, Transport
+from .kernel.transport import Delivery, Enlisting, Event, GroupInfo, Inspectable, Options, Session, Transport
 from .kernel.worker import Worker
 from .router import INJECTABLE, Registration, Router
 from .urls import options_for
@@ -304,6 +305,17 @@ class App(Router):
         ready = [(b, [seal(d, now=b.clock.now(), source=self.name) for d in drafts]) for b, drafts in buses]
         for bus, sealed in ready:
             await bus.publish(sealed)
+
+    async def publish_in(self, connection: Any, /, *messages: Message[Any]) -> None:
+        """Publish in an open transaction of your own: accepted when it commits, and never if it does not.
+
+        ``connection``: asyncpg's, psycopg's or SQLAlchemy's, to the database that is the bus. The synchronous kinds are
+        for ``app.bus().publish_in_sync``. Raises ``Unsupported`` where the bus is no database.
+        """
+        for draft in messages:
+            if not isinstance(bus := self.bus(draft.bus), Enlisting):
+                raise errors.Unsupported("this bus has no transactions of yours", mend="postgresql:// has, or publish")
+            await bus.publish_in(connection, draft, source=self.name)
 
     @overload
     async def request(self, service: Service[Q, R], data: Q, /, *, timeout: Duration = ...) -> R: ...

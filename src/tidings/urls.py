@@ -22,9 +22,8 @@ def options_for(url: str) -> Options:
         why = f"installed are {', '.join(sorted(known))}"
         raise InvalidURL(f"no transport knows {scheme}://", why=why, mend=nearest(scheme, known) or "install its extra")
     try:
-        kind = known[scheme].load()
+        kind: type[Options] = known[scheme].load()
     except ImportError as error:
         mend = f"pip install 'tidings[{(known[scheme].extras or [scheme])[0]}]'"
         raise MissingExtra(f"{scheme}:// needs a package that is not installed", why=str(error), mend=mend) from error
-    options: Options = kind.from_url(url)
-    return options
+    return kind.from_url(url)

@@ -16,7 +16,7 @@ from tests.kernel.rig import until, virtual
 from tidings import App, Backoff, BusFull, Delivery, Message, PublishFailed, Topic
 from tidings.kernel.bus import MARGIN
 from tidings.kernel.clock import current_clock
-from tidings.kernel.errors import TooLarge
+from tidings.kernel.errors import TooLarge, Unsupported
 from tidings.transports.memory import MAX_PAYLOAD, Memory
 
 
@@ -344,3 +344,11 @@ async def test_a_handler_gets_the_same_kind_of_message_on_every_bus(url: str, tm
         assert type(message) is Message
         assert (message.data, message.key, message.headers) == (7, "k", (("a", "1"),))
         assert msgspec.to_builtins(message)["data"] == 7
+
+
+async def test_a_transaction_of_ones_own_needs_a_bus_in_that_database() -> None:
+    app = App("shop", "memory://")
+    async with app.connect():
+        with pytest.raises(Unsupported, match="postgresql"):
+            await app.publish_in(object(), placed(Order("A7")))
+        await app.publish_in(object())  # nothing

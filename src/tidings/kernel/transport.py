@@ -251,3 +251,11 @@ class Ticking(Protocol):
 
     async def tick(self, name: str, due: float) -> bool:
         """True for exactly one caller of (``name``, ``due``); never for a ``due`` at or before one already won."""
+
+
+@runtime_checkable
+class Enlisting(Protocol):
+    """Buses that can publish in a transaction of the user's own: drafts are there once it commits, or never were."""
+
+    async def publish_in(self, connection: Any, *messages: Message[Any], source: str = "") -> None: ...
+    def publish_in_sync(self, connection: Any, *messages: Message[Any], source: str = "") -> None: ...

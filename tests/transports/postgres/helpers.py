@@ -1,0 +1,79 @@
+"""Small helpers: a bus in a schema of its own, messages, deliveries with deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import asyncpg
+
+from tidings.kernel.message import Message
+from tidings.kernel.transport import Delivery, Event, Settlement, Subscription
+from tidings.transports.postgres import Postgres
+from tidings.transports.postgres.transport import PostgresTransport
+
+DEADLINE = 15.0
+
+
+@contextlib.asynccontextmanager
+async def bus(place: str, told: list[Event] | None = None, **options: Any) -> AsyncIterator[PostgresTransport]:
+    """One more end of the bus at ``place``, a URL with its namespace."""
+    extra = "".join(f"&{name}={value}" for name, value in options.items())
+    transport = Postgres.from_url(place + extra).transport()
+    await transport.open((told if told is not None else []).append)
+    try:
+        yield transport
+    finally:
+        await transport.close()
+
+
+@contextlib.asynccontextmanager
+async def raw(place: str) -> AsyncIterator[Any]:
+    """A connection of the raw client, in the schema of the bus."""
+    url, _, query = place.partition("?")
+    con = await asyncpg.connect(url)
+    await con.execute(f"SET search_path = {query.partition('namespace=')[2].partition('&')[0]}")
+    try:
+        yield con
+    finally:
+        await con.close()
+
+
+def group(pattern: str = "orders.>", name: str = "shop.bill", **more: Any) -> Subscription:
+    return Subscription(app="shop", pattern=pattern, group=name, **more)
+
+
+def message(n: int = 0, topic: str = "orders.placed", **more: Any) -> Message[Any]:
+    return Message(topic, body=b"%d" % n, id=f"m{n}", time=time.time(), **more)
+
+
+async def take(consumer: Any, count: int, limit: int = 100, within: float = DEADLINE) -> list[Delivery]:
+    """Exactly ``count`` deliveries."""
+    found: list[Delivery] = []
+    async with asyncio.timeout(within):
+        while len(found) < count:
+            found += await consumer.receive(min(limit, count - len(found)))
+    return found
+
+
+async def ack(consumer: Any, deliveries: Sequence[Delivery]) -> None:
+    assert list(await consumer.settle([Settlement(d) for d in deliveries])) == []
+
+
+async def nothing(consumer: Any, seconds: float = 0.3) -> None:
+    """Nothing comes for a while; what came too late ends the consumer."""
+    task = asyncio.ensure_future(consumer.receive(1))
+    done, _ = await asyncio.wait({task}, timeout=seconds)
+    assert not done, task.result()
+    consumer.stop()
+    assert list(await task) == []
+
+
+async def until(condition: Callable[[], Any], within: float = DEADLINE) -> None:
+    end = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < end, "not in time"
+        await asyncio.sleep(0.01)

@@ -1,0 +1,347 @@
+"""The server goes away: killed, cut off, absent, moved; and answers that were lost on their way."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from tests.servers import fresh
+from tests.transports.postgres.helpers import ack, bus, group, message, nothing, raw, take, until
+
+from tidings.kernel.errors import BusError, BusUnavailable, InvalidURL
+from tidings.kernel.transport import Event, Retry, Settlement
+from tidings.testing.faults import Proxy
+from tidings.transports.postgres import Postgres, writer
+from tidings.transports.postgres.connections import Unanswered
+
+CLIENTS = "FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+
+
+def of(told: list[Event], kind: str) -> list[Event]:
+    return [event for event in told if event.kind == kind]
+
+
+@pytest.mark.slow
+async def test_killed_three_times_under_load() -> None:
+    """Every accepted message is handled; publishing and consuming resume without help."""
+    told: list[Event] = []
+    with fresh("postgres") as mine:
+        async with bus(f"{mine.url}?namespace=t", told) as end, bus(f"{mine.url}?namespace=t") as other:
+            consumer = await end.subscribe(group())
+            accepted, handled, stop = set[str](), list[str](), False
+
+            async def publish(start: int) -> None:
+                n = start
+                while not stop:
+                    batch = [message(n + i) for i in range(10)]
+                    failed = {failure.index for failure in await other.publish(batch)}
+                    accepted.update(m.id for i, m in enumerate(batch) if i not in failed)
+                    n += 10
+                    await asyncio.sleep(0.002)
+
+            async def settled(done: list[Settlement]) -> None:
+                while True:
+                    try:
+                        await consumer.settle(done)
+                        return
+                    except BusError:  # as the kernel does
+                        await asyncio.sleep(0.2)
+
+            async def consume() -> None:
+                while batch := await consumer.receive(50):
+                    handled.extend(delivery.message.id for delivery in batch)
+                    await settled([Settlement(delivery) for delivery in batch])
+
+            work = [asyncio.ensure_future(publish(start)) for start in (0, 10**6)]
+            consuming = asyncio.ensure_future(consume())
+            for restart in (True, True, True, False):
+                accepting, handling = len(accepted) + 200, len(handled) + 200
+                await until(lambda a=accepting, h=handling: len(accepted) > a and len(handled) > h, 30)  # type: ignore[misc]
+                if restart:
+                    await asyncio.to_thread(mine.restart)
+            stop = True
+            await asyncio.gather(*work)
+            await until(lambda: accepted <= set(handled), 30)
+            consumer.stop()
+            await consuming
+    assert len(of(told, "lost")) >= 3
+    assert len(of(told, "connected")) >= 4
+
+
+async def test_a_restart_costs_no_lease() -> None:
+    """Nor what was handed out: everybody comes back within its lease."""
+    told: list[Event] = []
+    with fresh("postgres") as mine:
+        place = f"{mine.url}?namespace=t"
+        async with bus(place, told, lease="6s") as end, bus(place, lease="6s") as other:
+            consumer, rival = await end.subscribe(group()), await other.subscribe(group())
+            await end.publish([message(n) for n in range(3)])
+            held = await take(consumer, 3)
+            await asyncio.to_thread(mine.stop)
+            await asyncio.sleep(3)  # older than a heartbeat, younger than the lease
+            await asyncio.to_thread(mine.start)
+            waiting = asyncio.ensure_future(rival.receive(1))
+            for _ in range(8):
+                await consumer.extend(held)
+                assert not (await asyncio.wait({waiting}, timeout=0.5))[0]
+            assert all(delivery.session.alive for delivery in held)
+            await ack(consumer, held)
+            rival.stop()
+            assert not await waiting
+    assert not of(told, "fenced")
+
+
+GHOST = """INSERT INTO member(about, lease, beat, present, missed) VALUES ('ghost', 60, unix(), true, unix() - 10)"""
+
+
+async def test_whose_connection_has_ended_is_buried(place: str) -> None:
+    """Long before its lease."""
+    async with bus(place), raw(place) as con:
+        await con.execute(GHOST)
+        for _ in range(80):  # the server may have started just now
+            if await con.fetchval("SELECT count(*) FROM member") == 1:
+                return
+            await asyncio.sleep(0.1)
+        pytest.fail("still there after 8 s, its lease is a minute")
+
+
+async def test_after_a_start_all_are_on_the_way_back() -> None:
+    with fresh("postgres") as mine:
+        place = f"{mine.url}?namespace=t"
+        async with bus(place), raw(place) as con:
+            await con.execute(GHOST)
+            await asyncio.sleep(1.2)
+            assert await con.fetchval("SELECT count(*) FROM member WHERE about = 'ghost'")
+            await asyncio.sleep(5)
+            assert not await con.fetchval("SELECT count(*) FROM member WHERE about = 'ghost'")
+
+
+async def test_cut_off_for_longer_than_a_lease(place: str) -> None:
+    """What it held goes to others, it learns so, its late settlements do nothing; healed, it goes on."""
+    told: list[Event] = []
+    at = urlsplit(place)
+    async with Proxy(at.hostname or "", at.port or 0) as proxy:
+        far = place.replace(f"{at.hostname}:{at.port}", proxy.address)
+        async with bus(far, told, lease="1s") as end:
+            consumer = await end.subscribe(group())
+            async with bus(place, lease="1s") as other:
+                await other.publish([message(1)])
+                (held,) = await take(consumer, 1)
+                proxy.partition()
+                rival = await other.subscribe(group())
+                (again,) = await take(rival, 1)
+                assert (again.suspect, again.crashes, again.failures) == (True, 0, 0)
+                await until(lambda: not held.session.alive, 3)
+                proxy.heal()
+                (failure,) = await settled(consumer, [Settlement(held)])
+                assert failure.kind == "fenced"
+                await ack(rival, [again])
+                await rival.close()
+                await other.publish([message(2)])
+                await ack(consumer, await take(consumer, 1, within=30))
+    assert of(told, "fenced")
+
+
+async def settled(consumer: Any, done: list[Settlement]) -> Any:
+    """As the kernel does: again, for as long as the bus cannot."""
+    while True:
+        try:
+            return await consumer.settle(done)
+        except BusError:
+            await asyncio.sleep(0.2)
+
+
+async def test_connections_are_cut(place: str) -> None:
+    """All of them, its presence too: the process is alive, and loses nothing."""
+    told: list[Event] = []
+    name = place.partition("namespace=")[2]
+    async with bus(f"{place}&application_name={name}", told) as end, raw(place) as con:
+        consumer = await end.subscribe(group())
+        await end.publish([message(n) for n in range(3)])
+        held = await take(consumer, 3)
+        for _ in range(3):
+            cut = await con.fetch(f"SELECT pg_terminate_backend(pid) {CLIENTS} AND application_name = '{name}'")
+            assert len(cut) > 1
+            await asyncio.sleep(1.2)
+        assert not await end.publish([message(3)])
+        assert all(delivery.session.alive for delivery in held)
+        await ack(consumer, held)
+        await ack(consumer, await take(consumer, 1))
+        assert await con.fetchval("SELECT present AND missed IS NULL FROM member")
+    assert not of(told, "fenced") + of(told, "recovered")
+
+
+async def test_publishing_waits_and_then_says_so() -> None:
+    with fresh("postgres") as mine:
+        async with bus(f"{mine.url}?namespace=t", publish_wait="2s") as end:
+            await asyncio.to_thread(mine.stop)
+            waiting = asyncio.ensure_future(end.publish([message(1)]))
+            (failure,) = await asyncio.wait_for(waiting, 10)
+            assert isinstance(failure.error, BusUnavailable)
+            waiting = asyncio.ensure_future(end.publish([message(2)]))
+            await asyncio.sleep(0.5)
+            await asyncio.to_thread(mine.start)
+            assert not await asyncio.wait_for(waiting, 10)
+
+
+async def test_nobody_is_there() -> None:
+    with pytest.raises(BusUnavailable, match="cannot be reached"):
+        await asyncio.wait_for(Postgres.from_url("postgresql://u:secret@127.0.0.1:1/x").transport().open(print), 5)
+
+
+async def test_there_is_no_such_database(place: str) -> None:
+    with pytest.raises(BusUnavailable, match="no such database"):
+        await Postgres.from_url(place.replace("/postgres?", "/nowhere?")).transport().open(print)
+
+
+async def test_a_wrong_password() -> None:
+    with fresh("postgres", password="sesame") as mine:
+        base = urlsplit(mine.url)
+        for password, right in (("wrong", False), ("sesame", True)):
+            url = f"postgresql://postgres:{password}@127.0.0.1:{base.port}/postgres?namespace=t"
+            transport = Postgres.from_url(url).transport()
+            if right:
+                await transport.open(lambda event: None)
+                await transport.close()
+            else:
+                with pytest.raises(BusUnavailable, match="refused the login") as refused:
+                    await transport.open(print)
+                assert "wrong" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("postgresql://h/db?namespaces=x", "did you mean 'namespace'"),
+        ("postgresql://h/db?namespace=Big", "namespace cannot be"),
+        ("postgresql://h/db?namespace=a;drop", "namespace cannot be"),
+        ("postgresql://h/db?namespace=pg_x", "namespace cannot be"),
+        ("postgresql://h/db?lease=0s", "lease"),
+        ("postgresql://h/db?lease=soon", "lease"),
+        ("postgresql://h/db?connections=1", "connections"),
+        ("postgresql://h/db?synchronous_commit=maybe", "maybe"),
+        ("postgresql://h:99999/db", "no host and port"),
+        ("mysql://h/db", "no PostgreSQL URL"),
+    ],
+)
+def test_bad_urls(url: str, says: str) -> None:
+    with pytest.raises(InvalidURL, match=says):
+        Postgres.from_url(url)
+
+
+def test_urls() -> None:
+    options = Postgres.from_url("postgres://u:p%40@a:1,b:2/db?sslmode=require&namespace=shop&lease=5s&connections=8")
+    assert options.dsn == "postgres://u:p%40@a:1,b:2/db?sslmode=require"
+    assert (options.namespace, options.lease_seconds, options.connections) == ("shop", 5.0, 8)
+    assert options.shown() == "postgres://u@a:1,b:2/db (shop)"
+
+
+async def test_the_next_of_several_hosts(place: str) -> None:
+    at = urlsplit(place)
+    async with bus(place.replace(f"{at.hostname}:", f"127.0.0.1:1,{at.hostname}:")) as end:
+        assert not await end.publish([message()])
+
+
+async def test_the_answer_to_a_claim_is_lost(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was handed out comes again at once, uncounted."""
+    async with bus(place) as end:
+        consumer = await end.subscribe(group())
+        await end.publish([message(n) for n in range(5)])
+        (first,) = await take(consumer, 1, limit=1)
+        assert not await consumer.settle([Settlement(first, Retry(0.0, 3))])
+        lose(monkeypatch, end, "claim")
+        came = await take(consumer, 5, within=5)
+        assert sorted((d.message.id, d.failures, d.suspect) for d in came) == [
+            ("m0", 3, False), *((f"m{n}", 0, False) for n in range(1, 5))
+        ]  # fmt: skip
+        await ack(consumer, came)
+        await nothing(consumer)
+
+
+async def test_the_answer_to_a_settlement_is_lost(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is tried again, and neither its output nor its input is there twice."""
+    async with bus(place) as end:
+        consumer, out = await end.subscribe(group()), await end.subscribe(group("billing.>", "shop.mail"))
+        await end.publish([message(n) for n in range(2)])
+        held = await take(consumer, 2)
+        lose(monkeypatch, end, "apply")
+        done = [Settlement(held[0], outgoing=(message(9, "billing.sent"),)), Settlement(held[1])]
+        with pytest.raises(Unanswered):
+            await consumer.settle(done)
+        assert {failure.kind for failure in await consumer.settle(done)} == {"fenced"}, "it was done the first time"
+        await ack(out, await take(out, 1))
+        await nothing(out)
+        await nothing(consumer)
+
+
+async def test_a_settlement_that_never_arrived_is_undone(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bus(place) as end:
+        consumer = await end.subscribe(group())
+        await end.publish([message(n) for n in range(3)])
+        held = await take(consumer, 3)
+        lose(monkeypatch, end, "apply", done=False)
+        with pytest.raises(Unanswered):
+            await consumer.settle([Settlement(held[0]), Settlement(held[1], Retry(0.0, 1))])
+        assert not await consumer.settle([Settlement(held[0]), Settlement(held[1], Retry(0.0, 1)), Settlement(held[2])])
+        (again,) = await take(consumer, 1)
+        assert (again.message.id, again.failures) == ("m1", 1)
+
+
+async def test_the_answer_to_a_publish_is_lost(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bus(place) as end:
+        lose(monkeypatch, end, "apply")
+        assert [failure.kind for failure in await end.publish([message(1), message(2)])] == ["unknown"] * 2
+        assert not await end.publish([message(3)])
+
+
+def lose(monkeypatch: pytest.MonkeyPatch, end: Any, function: str, done: bool = True) -> None:
+    """The answer to the next call of a function; or the call itself."""
+    call, lost = end.connections.call, False
+
+    async def losing(query: str, *args: Any, **more: Any) -> Any:
+        nonlocal lost
+        if f".{function}(" in query and not lost:
+            lost = True
+            if done:
+                await call(query, *args, **more)
+            raise Unanswered("lost")
+        return await call(query, *args, **more)
+
+    monkeypatch.setattr(end.connections, "call", losing)
+
+
+async def test_who_holds_the_log_is_told(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a stranger's own transaction can; it is named, and nothing is skipped."""
+    monkeypatch.setattr(writer, "STUCK", 1.2)
+    told: list[Event] = []
+    async with bus(place, told) as end, raw(place) as con:
+        consumer = await end.subscribe(group())
+        await end.publish([message(1)])
+        await ack(consumer, await take(consumer, 1))
+        channel = await con.fetchval("SELECT id FROM channel")
+        record = await con.fetchval("SELECT record FROM log")
+        transaction = con.transaction()
+        await transaction.start()
+        await con.execute("SELECT store(ARRAY[$1::int], NULL, NULL, NULL, ARRAY[$2::bytea], '{}')", channel, record)
+        waiting = asyncio.ensure_future(end.publish([message(2)]))
+        await until(lambda: any("holds the log" in event.detail for event in told), 10)
+        assert not waiting.done()
+        assert str(await con.fetchval("SELECT pg_backend_pid()")) in of(told, "lost")[-1].detail
+        await transaction.commit()
+        assert not await waiting
+        came = await take(consumer, 2)
+        assert [delivery.message.id for delivery in came] == ["m1", "m2"], "in the order of numbers, none skipped"
+
+
+async def test_over_tls() -> None:
+    with fresh("postgres", tls=True) as mine:
+        ca = mine.tls / "ca.pem" if mine.tls else None
+        async with (
+            bus(f"{mine.url}?namespace=t&sslmode=verify-ca&sslrootcert={ca}") as end,
+            raw(f"{mine.url}?namespace=t") as con,
+        ):
+            assert not await end.publish([message()])
+            query = f"SELECT bool_and(s.ssl) {CLIENTS.replace('WHERE', 'JOIN pg_stat_ssl s USING (pid) WHERE')}"
+            assert await con.fetchval(query)
