@@ -1,7 +1,8 @@
 """A queue in a table with asyncpg: rows of a batch in one statement, claims with SKIP LOCKED, LISTEN while it is empty.
 
 A claim deletes its rows in the transaction that is committed when all of them were handled. NOTIFY is part of each
-insert, as its manual has it; transactions that notify are committed one after the other.
+insert, as its manual has it; transactions that notify are committed one after the other. A row has what every queue
+needs: a name to tell a message by, its topic, and when it came.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from itertools import count
 from typing import Any
 
 import asyncpg
@@ -19,14 +21,21 @@ from ..peers._shared import BATCH, encode
 from .works import Settled, Sink, background
 
 NAME = "asyncpg, SKIP LOCKED"
-CREATE = "CREATE TABLE {0} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body bytea NOT NULL)"
+CREATE = """
+CREATE TABLE {0} (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, created timestamptz NOT NULL DEFAULT now(),
+                  topic text NOT NULL, message text NOT NULL, body bytea NOT NULL)
+"""
 INSERT = """
-WITH added AS (INSERT INTO {0} (body) SELECT unnest($1::bytea[]) RETURNING 1)
+WITH added AS (
+    INSERT INTO {0} (topic, message, body) SELECT 'orders', * FROM unnest($1::text[], $2::bytea[]) RETURNING 1
+)
 SELECT pg_notify('{0}', '') FROM added LIMIT 1
 """
 CLAIM = """
 DELETE FROM {0} WHERE id = ANY (ARRAY(SELECT id FROM {0} ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED)) RETURNING body
 """
+
+names = (f"order-{n}" for n in count())
 
 
 async def versions(url: str) -> str:
@@ -43,10 +52,10 @@ class Publisher:
         self.pool, self.insert = pool, insert
 
     async def many(self, items: Sequence[Struct]) -> None:
-        await self.pool.execute(self.insert, [encode(item) for item in items])
+        await self.pool.execute(self.insert, [next(names) for _ in items], [encode(item) for item in items])
 
     async def one(self, item: Struct) -> None:
-        await self.pool.execute(self.insert, [encode(item)])
+        await self.pool.execute(self.insert, [next(names)], [encode(item)])
 
 
 class Raw:
