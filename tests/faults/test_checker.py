@@ -278,6 +278,47 @@ def test_settled_and_delivered_again() -> None:
     assert broken(past) == {"committed"}
 
 
+def twice_beside_a_hurt_process(*, in_hand: bool) -> Past:
+    """Two sound processes settle one message, which a killed one had or had not received."""
+    past = good(leave_out=("book 7",))
+    if in_hand:
+        past.of("received", "book", 7, "c2", pid=12)
+    past.add("fault", "c2", pid=12, detail="killed")
+    past.add("exited", "c2", pid=12, n=-9)
+    past.handle("book", 7, "c1")
+    past.handle("book", 7)
+    return past
+
+
+def test_a_copy_and_its_original_may_both_come_of_a_process_that_died_between_them() -> None:
+    past = twice_beside_a_hurt_process(in_hand=True)
+    assert broken(past) == {"committed", "repeated"}
+    assert broken(past, atomic=False) == set()
+    assert broken(twice_beside_a_hurt_process(in_hand=False), atomic=False) >= {"committed", "repeated"}
+
+
+def test_an_input_that_was_handled_twice_may_have_two_outputs_unless_both_are_one_transaction() -> None:
+    past = good()
+    for group in ("bill", "sink"):
+        past.of("received", group, 2, "c1")
+    past.add("fault", "c1", detail="killed")
+    past.add("exited", "c1", n=-9)
+    past.of("end", "bill", 3, "c1")
+    past.handle("sink", 3)
+    assert broken(past) >= {"committed", "repeated"}
+    assert broken(past, atomic=False) == set()
+
+
+def test_a_killed_broker_may_forget_what_it_had_not_stored() -> None:
+    past = good(leave_out=("book 7",))
+    past.handle("book", 7, "c1")
+    for name, pid in (("c0", 10), ("c1", 11)):
+        past.add("fault", name, pid=pid, detail="broker killed")
+    past.handle("book", 7)
+    assert broken(past) == {"committed"}
+    assert broken(past, lapse=1.0) == set()
+
+
 def test_a_late_settlement_that_was_not_fenced() -> None:
     past = good(leave_out=("book 7",))
     past.of("begin", "book", 7, "c1")
