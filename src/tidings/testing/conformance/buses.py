@@ -39,7 +39,10 @@ def served(url: str) -> Bus:
     def leased(lease: float) -> str:
         return f"{fresh}&lease={lease}s"
 
-    return Bus(options=lambda lease: options_for(leased(lease)), url=leased, orphaned=2.0, patience=2.0)
+    async def lose(transport: Any) -> None:
+        await transport.client.close()
+
+    return Bus(options=lambda lease: options_for(leased(lease)), url=leased, lose=lose, orphaned=2.0, patience=2.0)
 
 
 BUSES: dict[str, Callable[[Path], Bus]] = {"memory": memory, "sqlite": sqlite}
