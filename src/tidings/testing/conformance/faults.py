@@ -60,7 +60,8 @@ class Faults(Suite):
             "p0": tuple(f"{point}=kill@3" for point in POINTS[:2]),
             "c0": tuple(f"{point}=kill@3" for point in POINTS[2:]),
         }
-        await self.held(rig, points=points, messages=300, pace=0.03, expects=("killed",))
+        pace = 0.05 * rig.bus.patience**2  # there must still be work when c0 is there for the third time
+        await self.held(rig, points=points, messages=300, pace=pace, expects=("killed",))
 
     @scenario
     @needs("fence")

@@ -1,0 +1,93 @@
+"""``nats://host[:port]``: NATS with JetStream (server 2.12 or newer).
+
+Theory of operation. One stream holds a bus: topics are its subjects, and a group is a durable pull consumer on its
+pattern and another on its private address, so that what goes back to it waits behind no backlog (``frames.py`` says how
+names and patterns map). What is published goes out in windows, each message under a ``Nats-Msg-Id``, and is accepted
+when the server has answered for each; what had no answer when a connection was lost goes out again under the same id.
+
+A delivery is ours for a lease. The server gives a message to somebody else after ``ack_wait``, which is a quarter
+longer, and takes an acknowledgement from anybody; so the fence is ours: a lease counts from before the message can have
+left the server, and what is settled after its end is refused here. What goes back (a retry, a release, what is in hand
+at the end) is a copy to the private address, published by the server's own schedule when it is to wait, and then the
+original is acknowledged: never a negative acknowledgement, which would come back looking like a dead holder's. What the
+server delivers twice is therefore a suspect; a mark is a message of its own, looked up when its suspect comes back.
+
+Requests and replies travel on core NATS. A lost connection loses no lease: pulls are issued again, acknowledgements
+repeated.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import TYPE_CHECKING, Any, Literal
+
+from msgspec import Struct
+
+from tidings.kernel.errors import Duration, InvalidURL
+from tidings.kernel.topics import TOKEN
+from tidings.transports._url import fill, locate, shown
+
+if TYPE_CHECKING:
+    from .transport import NATSTransport
+
+
+class NATS(Struct, frozen=True, kw_only=True):
+    """Options of ``nats://`` and ``nats+tls://``; ``docs/transports/nats.md`` describes each."""
+
+    servers: tuple[tuple[str, int], ...] = (("localhost", 4222),)
+    user: str = ""  # alone: a token
+    password: str = ""
+    tls: bool = False
+    namespace: str = ""
+    stream: str = ""
+    lease: Duration = "30s"
+    publish_wait: Duration = "30s"
+    retain: Duration = "7d"
+    max_size: int = -1  # bytes of the stream; beyond it the oldest go
+    dedup: Duration = "2m"
+    replicas: int = 1
+    storage: Literal["file", "memory"] = "file"
+    sync: Literal["interval", "always"] = "interval"  # what the server is configured to: it does not tell
+    provision: bool = True
+    domain: str = ""
+    credentials: str = ""  # files
+    nkey: str = ""
+    ca: str = ""
+    certificate: str = ""
+    key: str = ""
+
+    @classmethod
+    def from_url(cls, url: str) -> NATS:
+        """``nats://[user:password@]host[:port][,host...][?option=value]``; raises ``InvalidURL``."""
+        at = locate(url, 4222)
+        if at.path:
+            raise InvalidURL(f"{shown(url)!r} has a path", mend="?namespace= keeps buses apart")
+        given = {"servers": at.hosts or (("localhost", 4222),), "user": at.user, "password": at.password}
+        options = fill(cls, url, at.query, **given, tls=at.scheme == "nats+tls")
+        if options.namespace and not TOKEN.fullmatch(options.namespace):
+            raise InvalidURL(f"namespace cannot be {options.namespace!r}", mend="letters, digits, '_' and '-'")
+        return options
+
+    def transport(self) -> NATSTransport:
+        from .transport import NATSTransport
+
+        return NATSTransport(self)
+
+    def connecting(self) -> dict[str, Any]:
+        """What the client is told."""
+        scheme = "tls" if self.tls or self.ca or self.certificate else "nats"
+        hosts = [f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}" for host, port in self.servers]
+        told: dict[str, Any] = {"servers": hosts}
+        if self.user and self.password:
+            told |= {"user": self.user, "password": self.password}
+        elif self.user:
+            told["token"] = self.user
+        if self.credentials:
+            told["user_credentials"] = self.credentials
+        if self.nkey:
+            told["nkeys_seed"] = self.nkey
+        if scheme == "tls":
+            told["tls"] = context = ssl.create_default_context(cafile=self.ca or None)
+            if self.certificate:
+                context.load_cert_chain(self.certificate, self.key or None)
+        return told
