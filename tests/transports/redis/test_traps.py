@@ -10,7 +10,7 @@ import pytest
 from tests.servers import fresh
 from tests.transports.redis.helpers import ack, bus, group, kinds, message, namespace, nothing, raw, take, until
 
-from tidings.kernel.errors import BusError, BusFull
+from tidings.kernel.errors import BusError, BusFull, BusUnavailable
 from tidings.kernel.transport import Delivery, Event, Release, Retry, Settlement, Subscription
 
 
@@ -121,6 +121,55 @@ async def test_nothing_unsettled_is_trimmed() -> None:
         assert [d.message.id for d in await take(behind, 1)] == ["m9"]
 
 
+async def test_an_abandoned_group_holds_nothing_back() -> None:
+    told: list[Event] = []
+    async with bus(retain=0.0, told=told) as open:
+        consumer = await open.subscribe(group())
+        ahead = await open.subscribe(group(name="shop.ship"))
+        await open.publish([message(n) for n in range(10)])
+        await ack(ahead, await take(ahead, 10))
+        await ack(consumer, await take(consumer, 2))
+        await asyncio.sleep(0.01)
+
+        def age(name: str) -> None:
+            raw().hincrby(f"{open.bus}seen", name, -8 * 86400)
+
+        age("shop.bill")
+        assert await open.upkeep.trim() == 2, "it has a member"
+        await consumer.close()
+        assert await open.upkeep.trim() == 0, "it had one a moment ago"
+        age("shop.bill")
+        age("shop.ship")
+        assert await open.upkeep.trim() == 8
+        assert [event.detail.split()[0] for event in told if event.kind == "retention"] == ["shop.bill"]
+        (info,) = await open.groups("shop.bill")
+        assert (info.lag, info.members) == (0, 0)
+        await open.upkeep.trim()
+        assert kinds(told).count("retention") == 1, "nothing more was dropped"
+        consumer = await open.subscribe(group())  # revived
+        await open.publish([message(11)])
+        assert [d.message.id for d in await take(consumer, 1)] == ["m11"]
+
+
+async def test_what_an_abandoned_group_held_may_go_too() -> None:
+    told: list[Event] = []
+    async with bus(retain=0.0, told=told, lease=0.3) as open:
+        consumer = await open.subscribe(group())
+        await open.publish([message(n) for n in range(3)])
+        await take(consumer, 3)
+        await consumer.leave()  # as if its process had died
+        await asyncio.sleep(0.01)
+        raw().hincrby(f"{open.bus}seen", "shop.bill", -8 * 86400)
+        assert await open.upkeep.trim() == 3
+        assert kinds(told) == ["connected", "retention"]
+        consumer = await open.subscribe(group())
+        await open.publish([message(4)])
+        (new,) = await take(consumer, 1)
+        assert new.message.id == "m4"
+        await ack(consumer, [new])
+        await nothing(consumer, 1.5)
+
+
 async def test_retention_keeps_what_is_young_and_dead() -> None:
     async with bus(retain=60.0) as open:
         consumer = await open.subscribe(group())
@@ -208,6 +257,129 @@ async def test_a_lost_answer_is_found_again() -> None:
         assert (found.message.id, found.suspect) == ("m2", False)
         await ack(consumer, [held, found])
         await nothing(consumer)
+
+
+def torn(link: Any) -> None:
+    """What it is asked is done, and the answer is lost."""
+    link.data_received = lambda data: link.end(OSError("torn"))
+
+
+async def test_what_was_settled_though_its_answer_was_lost_is_settled() -> None:
+    told: list[Event] = []
+    async with bus(told=told) as open:
+        consumer = await open.subscribe(group())
+        await open.publish([message(n) for n in range(5)])
+        zero, one, two, three, _ = await take(consumer, 5)
+        await ack(consumer, [zero])
+        batch = [
+            Settlement(one),
+            Settlement(two, outgoing=(message(9, "sent.one"),)),
+            Settlement(three, Retry(60.0, 1)),
+        ]
+        torn(open.link)
+        with pytest.raises(BusUnavailable):
+            await consumer.settle(batch)
+        await until(open.up.is_set)
+        assert not await consumer.settle(batch)
+        assert not consumer.doubtful
+        assert (raw().xlen(open.key("sent.one")), raw().zcard(f"{open.bus}due"), len(consumer.held)) == (1, 1, 1)
+        assert [failure.kind for failure in await consumer.settle(batch)] == ["fenced"] * 3, "settled: no second time"
+
+
+async def test_what_was_perhaps_settled_and_perhaps_taken_is_unknown() -> None:
+    async with bus(lease=0.3) as open, bus(namespace=open.options.namespace, lease=0.3) as other:
+        slow = await open.subscribe(group())
+        await open.publish([message(n) for n in range(3)])
+        zero, two, one = await take(slow, 3)
+        await ack(slow, [zero])
+        batch = [Settlement(one, outgoing=(message(9, "sent.one"),))]
+        torn(open.link)
+        with pytest.raises(BusUnavailable):
+            await slow.settle(batch)
+        rival = await other.subscribe(group())
+        assert [d.message.id for d in await take(rival, 1)] == ["m1"]
+        await until(open.up.is_set)
+        assert [failure.kind for failure in await slow.settle([*batch, Settlement(two)])] == ["unknown", "fenced"]
+        assert [failure.kind for failure in await slow.settle(batch)] == ["fenced"], "and gone after that was told"
+        assert raw().xlen(open.key("sent.one")) == 1
+
+
+async def test_of_a_backlog_the_next_are_read_meanwhile_and_given_back() -> None:
+    async with bus() as open:
+        consumer = await open.subscribe(group())
+        for at in range(0, 3000, 500):
+            await open.publish([message(at + n) for n in range(500)])
+        first = await consumer.receive(600)
+        await until(lambda: len(consumer.surplus) == 600, "read ahead")
+        assert (len(first), len(consumer.held)) == (600, 1200)
+        second = await consumer.receive(500)
+        assert len(second) == 500
+        await asyncio.sleep(0.1)
+        assert len(consumer.held) == 1200, "no more before that was handed out"
+        await ack(consumer, second)
+        (info,) = await open.groups()
+        assert info.in_flight == 700
+        consumer.stop()
+        assert not await consumer.receive(600)
+        await consumer.close()
+        other = await open.subscribe(group())
+        came = await take(other, 2500, limit=1000)
+        expected = {f"m{n}" for n in range(3000)} - {d.message.id for d in second}
+        assert {d.message.id for d in came} == expected
+        assert not any(d.suspect or d.crashes or d.failures for d in came)
+
+
+async def test_trouble_while_reading_ahead_is_told_once() -> None:
+    async with bus() as open:
+        consumer = await open.subscribe(group())
+        await open.publish([message(n) for n in range(1000)])
+
+        async def refused(limit: int) -> None:
+            raise BusUnavailable("refused")
+
+        consumer.ahead = open.loop.create_task(refused(300))
+        with pytest.raises(BusUnavailable, match="refused"):
+            await consumer.receive(300)
+        assert len(await take(consumer, 1000, limit=1000)) == 1000
+
+
+async def test_who_takes_little_at_once_gets_no_more() -> None:
+    async with bus() as open:
+        consumer = await open.subscribe(group())
+        await open.publish([message(n) for n in range(500)])
+        await take(consumer, 100)
+        await asyncio.sleep(0.1)
+        assert len(consumer.held) == 100
+
+
+async def test_what_a_stop_finds_being_read_is_given_back() -> None:
+    async with bus() as open:
+        consumer = await open.subscribe(group())
+        await open.publish([message(n) for n in range(1000)])
+        await consumer.receive(300)
+        for _ in range(3):
+            await asyncio.sleep(0)  # the next are asked for
+        consumer.stop()
+        await consumer.close()
+        (info,) = await open.groups()
+        assert (info.in_flight, info.lag) == (0, 1000), info
+
+
+async def test_who_is_busy_with_a_backlog_takes_over_from_the_dead() -> None:
+    async with bus(lease=0.5) as open, bus(namespace=open.options.namespace, lease=0.5) as other:
+        dead = await other.subscribe(group())
+        await open.publish([message(n) for n in range(5000)])
+        lost = {d.message.id for d in await take(dead, 20)}
+        await dead.leave()
+        consumer = await open.subscribe(group())
+        came = set[str]()
+        end = time.monotonic() + 10
+        while not lost <= came:
+            assert time.monotonic() < end, "what the dead held waits for the end of the backlog"
+            batch = await consumer.receive(300)
+            came |= {d.message.id for d in batch}
+            await ack(consumer, batch)
+            await open.publish([message(10_000 + n) for n in range(300)])
 
 
 async def test_a_late_settlement_of_a_lost_holder_does_nothing() -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from itertools import chain
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,17 +22,19 @@ from tidings.kernel.topics import GROUP
 from tidings.kernel.transport import Delivery, Event, Failure, Settlement
 from tidings.transports._matcher import expression
 from tidings.transports._points import passed
-from tidings.transports._wire import copied
 
-from .entries import AT_ONCE, Token, fields, message, parts, within
-from .inspection import refusal
+from .entries import AT_ONCE, Gaps, Token, messages, parts, within
+from .inspection import not_held, refusal
 from .links import ANSWER
 from .reading import BLOCK, SOON, Reading
 
 if TYPE_CHECKING:
     from .transport import RedisTransport
 
+FAST = 256  # messages asked for at once: by one who handles as many in a moment, so that a few more in hand hurt nobody
 GONE = 1.0  # seconds a connection must be gone until its process counts as dead
+
+Other = tuple[int, Delivery, list[Any]]  # its number, and what is asked for it
 
 LOST = spi.Session()
 LOST.alive = False
@@ -49,14 +51,14 @@ class GroupConsumer(Reading):
         self.held: dict[Token, Delivery] = {}
         self.stored: dict[Token, int] = {}  # failures, as stored
         self.suspects: set[Token] = set()
+        self.doubtful: set[Token] = set()  # the answer to their settlement was lost
         self.surplus: deque[Delivery] = deque()
-        self.gaps: dict[str, list[tuple[str, str]]] = {}
+        self.gaps: dict[str, Gaps] = {}
         self.hot: list[bytes] = []  # streams that have more
         self.turn, self.room, self.closed = 0, 0, False  # room: for so many ``receive`` waits
-        self.recalling: set[Token] | None = (
-            None  # what was settled while it is being found out what a lost answer brought
-        )
+        self.recalling: set[Token] | None = None  # what was settled while a lost answer is being looked for
         self.lost_answer = False
+        self.ahead: asyncio.Task[None] | None = None  # reads what the next ``receive`` will hand out
 
     async def enter(self) -> None:
         bus = self.transport.bus
@@ -80,8 +82,13 @@ class GroupConsumer(Reading):
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
         while not self.stopped:
+            if self.ahead is not None:
+                try:
+                    await self.ahead
+                finally:
+                    self.ahead = None
             if self.surplus:
-                return [self.surplus.popleft() for _ in range(min(limit, len(self.surplus)))]
+                return self._some(limit)
             if self.stale:
                 await self.refresh()
             if self.lost_answer:
@@ -95,12 +102,22 @@ class GroupConsumer(Reading):
             passed("receive.after")
         return ()
 
+    def _some(self, limit: int) -> Sequence[Delivery]:
+        """At most ``limit`` of what is there. While a backlog is worked off fast, the next are read meanwhile."""
+        surplus = self.surplus
+        if len(surplus) > limit:
+            return [surplus.popleft() for _ in range(limit)]
+        some = tuple(surplus)
+        surplus.clear()
+        if limit >= FAST and self.hot and not self.stale:
+            self.ahead = self.transport.loop.create_task(self._read(limit))
+        return some
+
     async def refresh(self) -> None:
         names = await self.registered()
         if names is None:
             return
-        groups = self.records
-        mine = [group for group in map(msgspec.json.decode, groups) if group["id"] == self.id]
+        mine = [group for group in map(msgspec.json.decode, self.records) if group["id"] == self.id]
         if not mine:
             await self.repair()
             return
@@ -137,35 +154,43 @@ class GroupConsumer(Reading):
         for key, entries in found or ():
             await self._take(key, entries)
 
-    async def _take(self, key: bytes, entries: Iterable[Any]) -> None:
-        topic, session, held, add = self.topics[key], self.session, self.held, self.surplus.append
-        gaps = self.gaps.get(topic)
-        skipped: list[bytes] = []
-        for id, entry in entries:
-            if gaps and within(id, gaps):
-                skipped.append(id)
-                continue
-            found, failures, crashes = message(topic, id, entry)
-            token = (key, id)
-            held[token] = delivery = Delivery(found, session, token, failures, crashes)
+    async def _take(self, key: bytes, entries: Sequence[Any]) -> None:
+        topic = self.topics[key]
+        if gaps := self.gaps.get(topic):
+            entries = await self._unskipped(key, topic, entries, gaps)
+        found, counted = messages(topic, entries)
+        tokens = [(key, id) for id, _ in entries]
+        new = list(map(Delivery, found, repeat(self.session), tokens))
+        taken = dict(zip(tokens, new, strict=True))
+        for id, (failures, crashes) in counted.items():
+            delivery = taken[key, id]
+            delivery.failures, delivery.crashes = failures, crashes
             if failures:
-                self.stored[token] = failures
-            add(delivery)
+                self.stored[key, id] = failures
+        self.held |= taken
+        self.surplus += new
+
+    async def _unskipped(self, key: bytes, topic: str, entries: Sequence[Any], gaps: Gaps) -> Sequence[Any]:
+        """Entries without those that were added while the group did not read the topic: they are done."""
+        skipped = {id for id, _ in entries if within(id, gaps)}
         if skipped:
             with suppress(errors.BusError):  # then they come again
                 await self.transport.run("leave", self.id, topic, key, *skipped, wait=SOON)
+        return [entry for entry in entries if entry[0] not in skipped]
 
     async def sweep(self, every: float) -> None:
-        """Take over from those who have died, while there is nothing else to do."""
+        """Take over from those who have died, while there is nothing else to do, or all is done fast."""
         transport, lease = self.transport, max(1, int(self.lease * 1000))
-        if not self.room or self.surplus:
+        room = 2 * AT_ONCE - len(self.held) if self.ahead is not None else 0 if self.surplus else self.room
+        if room <= 0:
             return
         often, patience = max(1, int(every * 500)), min(self.lease, GONE)
-        arguments = (self.id, self.name, lease, often, min(self.room, AT_ONCE), transport.run_id, patience)
+        arguments = (self.id, self.name, lease, often, min(room, AT_ONCE), transport.run_id, patience)
         link = await transport.linked(transport.loop.time())  # now or not: never first thing after an outage
         taken = await link.run("sweep", transport.bus, *arguments, *self.topics)
         for key, (id, entry), crashes in zip(*[iter(taken)] * 3, strict=True):
             self._forget((key, id))
+            self.doubtful.discard((key, id))
             await self._take(key, [(id, entry)])
             if (delivery := self.held.get((key, id))) is not None:
                 delivery.suspect = True
@@ -235,18 +260,22 @@ class GroupConsumer(Reading):
     # -- settling ------------------------------------------------------------------------------------------------
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Failure]:
-        failures, plain, others, held = list[Failure](), list[Delivery](), list[Other](), self.held
+        failures, plain, others = list[Failure](), list[Token](), list[Other]()
+        held, suspects = self.held, self.suspects
         outgoing = self.transport.outgoing()
         for index, settlement in enumerate(settlements):
             delivery = settlement.delivery
             token = delivery.token
             if held.get(token) is not delivery:
-                failures.append(_fenced(index, delivery))
-            elif type(settlement.action) is spi.Ack and not settlement.outgoing and token not in self.suspects:
-                plain.append(delivery)
+                failures.append(not_held(index, delivery, "unknown" if token in self.doubtful else "fenced"))
+                self.doubtful.discard(token)
+            elif type(settlement.action) is spi.Ack and not settlement.outgoing and token not in suspects:
+                plain.append(token)
             else:
                 try:
-                    others.append((index, delivery, self._messages(settlement, outgoing)))
+                    stored = self.stored.get(token, 0)
+                    asked = outgoing.settlement(settlement, self.group, stored, token in suspects)
+                    others.append((index, delivery, asked))
                 except errors.TooLarge as error:
                     failures.append(Failure(index, "rejected", error))
         if plain or others:
@@ -262,38 +291,22 @@ class GroupConsumer(Reading):
             self.transport.notify(Event("fenced", fenced, self.group))
         return failures
 
-    def _messages(self, settlement: Settlement, outgoing: Any) -> list[Any]:
-        """What a settlement publishes, as arguments: its outputs, and the copy that comes back."""
-        delivery, action = settlement.delivery, settlement.action
-        args: list[Any] = []
-        for each in settlement.outgoing:
-            args += outgoing.add(each)
-        count = len(settlement.outgoing)
-        if not isinstance(action, spi.Ack):
-            stored = self.stored.get(delivery.token, 0)
-            failures = action.failures if isinstance(action, spi.Retry) else stored
-            entry = fields(delivery.message, copied(delivery.message, failures, delivery.crashes))
-            due = f"+{action.delay:.6f}" if action.delay > 0 else ""
-            args += outgoing.place(GROUP + self.group, entry, due)
-            count += 1
-        key, id = delivery.token
-        return [key, id, "1" if delivery.token in self.suspects else "", count, *args]
-
-    async def _commit(self, plain: list[Delivery], others: list[Other], outgoing: Any) -> Any:
+    async def _commit(self, plain: list[Token], others: list[Other], outgoing: Any) -> Any:
         """One step on the server; None when what is held must be looked at first."""
         transport = self.transport
-        acks = parts([delivery.token for delivery in plain])
+        acks = parts(plain)
         args = [len(acks), *chain.from_iterable(acks), *outgoing.head(), len(others)]
-        for _, _, messages in others:
-            args += messages
+        for _, _, published in others:
+            args += published
         head = (self.id, self.name, self.fence, transport.options.topics)
         try:
             answer = await transport.run("settle", *head, *args, wait=transport.publish_wait, again=False)
         except NotConnected as error:  # asked again it answers the same, but for what it had done
+            self.doubtful.update(delivery.token for _, delivery, _ in others)
             raise transport.server.unavailable(error) from error
         return answer if answer[0] == b"done" else None
 
-    def _committed(self, plain: list[Delivery], others: list[Other], answer: Any) -> list[Failure]:
+    def _committed(self, plain: list[Token], others: list[Other], answer: Any) -> list[Failure]:
         failures: list[Failure] = []
         _, fenced, rejected = answer
         refused = dict(zip(rejected[::2], rejected[1::2], strict=True))
@@ -301,25 +314,22 @@ class GroupConsumer(Reading):
         for number, (index, delivery, _) in enumerate(others, 1):
             if number in refused:
                 failures.append(Failure(index, "rejected", refusal(self.transport, refused[number].decode())))
-            elif number in fenced:
+            elif number in fenced and delivery.token not in self.doubtful:  # else nobody took it: we had settled it
                 self._forget(delivery.token)
-                failures.append(_fenced(index, delivery))
+                failures.append(not_held(index, delivery))
             else:
-                self._done((delivery,))
+                self._done((delivery.token,))
         return failures
 
-    def _done(self, deliveries: Sequence[Delivery]) -> None:
+    def _done(self, tokens: Sequence[Token]) -> None:
         pop = self.held.pop
-        for delivery in deliveries:
-            pop(delivery.token, None)  # unless it was lost meanwhile
-        tokens = (
-            [delivery.token for delivery in deliveries]
-            if self.stored or self.suspects or self.recalling is not None
-            else ()
-        )
         for token in tokens:
-            self.stored.pop(token, None)
-            self.suspects.discard(token)
+            pop(token, None)  # unless it was lost meanwhile
+        if self.stored or self.suspects or self.doubtful:
+            for token in tokens:
+                self.doubtful.discard(token)
+                self.stored.pop(token, None)
+                self.suspects.discard(token)
         if self.recalling is not None:
             self.recalling.update(tokens)
 
@@ -330,10 +340,12 @@ class GroupConsumer(Reading):
             return
         self.closed = True
         self.stop()
-        self.surplus.clear()
         transport = self.transport
         try:
             async with asyncio.timeout(ANSWER if transport.up.is_set() else SOON):
+                if self.ahead is not None:
+                    await asyncio.gather(self.ahead, return_exceptions=True)
+                self.surplus.clear()
                 await self.settle([Settlement(delivery, spi.Release()) for delivery in self.held.values()])
                 await transport.run("part", self.id, self.name, *self.topics)
         except (errors.BusError, TimeoutError) as error:  # what it holds comes back when its lease ends
@@ -341,16 +353,7 @@ class GroupConsumer(Reading):
         await self.leave()
 
     async def leave(self) -> None:
-        transport = self.transport
-        if self in transport.consumers:
-            transport.consumers.discard(self)
-            await transport.channels.remove(*self.present)
+        if self.ahead is not None:
+            self.ahead.cancel()
+        await super().leave()
         self.reader.close()
-
-
-Other = tuple[int, Delivery, list[Any]]
-
-
-def _fenced(index: int, delivery: Delivery) -> Failure:
-    error = errors.BusError(f"{delivery.message.topic!r}: not held any more", why="its lease ended, or it was settled")
-    return Failure(index, "fenced", error)

@@ -7,6 +7,7 @@ whole entry is the message, as a JSON object of its fields.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ import msgspec
 
 from tidings.kernel import errors
 from tidings.kernel.message import JSON, Message
-from tidings.kernel.topics import REPLY
-from tidings.transports._wire import attributes, counts, instant, restored, stamp
+from tidings.kernel.topics import GROUP, REPLY
+from tidings.kernel.transport import Ack, Retry, Settlement
+from tidings.transports._wire import attributes, copied, counts, instant, restored, stamp
 
 BODY, DATA, TYPE = b"body", b"data", b"content-type"
 
@@ -29,11 +31,11 @@ _WRITTEN = {
 _READ = {written: name for name, written in _WRITTEN.items()}
 FIRST = [BODY, TYPE, *(_WRITTEN[name] for name in ("specversion", "id", "source", "type", "time"))]  # in all of ours
 _SPEC, _ID, _SOURCE, _TYPE, _TIME = FIRST[2:]
-
-_JSON = JSON.encode()
+PLAIN = 2 * len(FIRST)
 
 Fields = list[Any]
 Token = tuple[bytes, bytes]  # stream and id
+Gaps = list[tuple[str, str]]  # of a stream: after which id up to which ('': to its end) a group does not read it
 
 MAX_PAYLOAD, MAX_HEADERS = 16 * 1024 * 1024, 3000  # bytes of a body; a call inside a script has so many arguments
 AT_ONCE = 1000  # ids in one such call
@@ -59,18 +61,58 @@ def _is_plain(m: Message[Any]) -> bool:
     return plain and m.expires_at is None and m.reply_to is None and m.correlation_id is None and m.causation_id is None
 
 
-def message(topic: str, id: bytes, entry: Sequence[bytes]) -> tuple[Message[Any], int, int]:
+def message(topic: str, id: bytes, entry: list[Any]) -> tuple[Message[Any], int, int]:
     """The message of an entry, its failures and crashes. A field that comes twice is first ours, then the user's."""
-    if len(entry) == 14 and entry[::2] == FIRST:
-        body, kind, _, own, source, type, time = entry[1::2]
-        try:
-            at, content_type = instant(time.decode()), JSON if kind == _JSON else kind.decode()
-            told = type.decode(), source.decode(), content_type
-            if at is not None and own:
-                return Message(topic, body, own.decode(), None, at, *told), 0, 0
-        except UnicodeDecodeError:
-            pass
-    return _any_message(topic, id.decode(), entry)
+    (found,), counted = messages(topic, [(id, entry)])
+    return found, *counted.get(id, (0, 0))
+
+
+def messages(topic: str, entries: Iterable[Any]) -> tuple[list[Message[Any]], dict[bytes, tuple[int, int]]]:
+    """The messages of a stream's entries, whose lists are used up; by id the failures and crashes of those that have.
+
+    All but body, id and time are mostly as in the entry before, and the time is in the same second: what is the same
+    is compared, not read again.
+    """
+    found, counted = list[Message[Any]](), dict[bytes, tuple[int, int]]()
+    common, second, base, told = list[Any](), b"", 0.0, ("", "", "")
+    for id, entry in entries:
+        if len(entry) == PLAIN:
+            body, own, time = entry[1], entry[7], entry[13]
+            entry[1] = entry[7] = entry[13] = None
+            try:
+                if entry != common:
+                    told, common = _told(entry), entry
+                if time[:20] != second:
+                    base, second = _second(time), time[:20]
+                if own and len(time) == 28:
+                    at = base + int(time[20:27]) / 1e7
+                    found.append(Message(topic, body, own.decode(), None, at, *told))
+                    continue
+            except ValueError:
+                common, second = [], b""
+            entry = list(entry)
+            entry[1], entry[7], entry[13] = body, own, time
+        other, failures, crashes = _any_message(topic, id.decode(), entry)
+        found.append(other)
+        if failures or crashes:
+            counted[id] = failures, crashes
+    return found, counted
+
+
+def _told(entry: list[Any]) -> tuple[str, str, str]:
+    """Type, source and content type, of an entry like most of ours. Raises ``ValueError``."""
+    _, _, _, kind, *_, source, _, type, _, _ = entry
+    if entry[::2] != FIRST:
+        raise ValueError("other fields")
+    return type.decode(), source.decode(), kind.decode()
+
+
+def _second(time: bytes) -> float:
+    """The second of a stamp as we write it. Raises ``ValueError``."""
+    at = instant(time[:20].decode() + "0000000Z")
+    if at is None or time[19:20] != b".":
+        raise ValueError("another stamp")
+    return at
 
 
 def _any_message(topic: str, id: str, entry: Sequence[bytes]) -> tuple[Message[Any], int, int]:
@@ -145,6 +187,20 @@ class Outgoing:
         number = self.places.setdefault((destination, asks), len(self.places) + 1)
         return [number, due, len(entry), *entry]
 
+    def settlement(self, settlement: Settlement, group: str, stored: int, suspect: bool) -> Fields:
+        """The arguments of a settlement: what it publishes, and the copy that comes back. ``stored``: its failures."""
+        delivery, action = settlement.delivery, settlement.action
+        args: Fields = []
+        for each in settlement.outgoing:
+            args += self.add(each)
+        count = len(settlement.outgoing)
+        if not isinstance(action, Ack):
+            failures = action.failures if isinstance(action, Retry) else stored
+            entry = fields(delivery.message, copied(delivery.message, failures, delivery.crashes))
+            args += self.place(GROUP + group, entry, f"+{action.delay:.6f}" if action.delay > 0 else "")
+            count += 1
+        return [*delivery.token, "1" if suspect else "", count, *args]
+
     def head(self) -> Fields:
         """The destinations, which come before."""
         out: Fields = [len(self.places)]
@@ -155,16 +211,14 @@ class Outgoing:
 
 def parts(tokens: Iterable[Token]) -> list[list[Any]]:
     """Tokens as arguments of a script: for each stream its key, n, n ids; not too many ids in one."""
-    streams: dict[bytes, list[bytes]] = {}
+    streams = defaultdict[bytes, list[bytes]](list)
     for key, id in tokens:
-        if (ids := streams.get(key)) is None:
-            ids = streams[key] = []
-        ids.append(id)
+        streams[key].append(id)
     some = [(key, ids[at : at + AT_ONCE]) for key, ids in streams.items() for at in range(0, len(ids), AT_ONCE)]
     return [[key, len(ids), *ids] for key, ids in some]
 
 
-def within(id: bytes, gaps: Iterable[tuple[str, str]]) -> bool:
+def within(id: bytes, gaps: Gaps) -> bool:
     """Whether an entry was added while the group did not read its topic."""
     at = _place(id.decode())
     return any(_place(after) < at and (not upto or at <= _place(upto)) for after, upto in gaps)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from heapq import merge
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from redis.exceptions import ConnectionError as NotConnected
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from .transport import RedisTransport
 
 BEAT, SWEEP, LOOK_AGAIN, TRIM_EVERY = 1.0, 0.005, 5.0, 10.0  # seconds; SWEEP: and group
+ABANDONED = 7 * 86400.0  # seconds; a group without members for so long no longer holds retention back
+FOREVER = 1e12
 OLDEST = (6, 2)  # of servers: XPENDING IDLE, XTRIM MINID
 SEQUENCE = 22  # bits of a position for the number within a millisecond: positions have 63 for a hundred years
 
@@ -126,6 +128,7 @@ async def _behind(bus: RedisTransport, key: str, group: str) -> tuple[int, int, 
         last, pending, lag = told[b"last-delivered-id"].decode(), told[b"pending"], told.get(b"lag")
         if lag is None:  # the server cannot tell
             lag = len(await _ask(bus, "XRANGE", key, f"({last}", "+"))
+        lag = lag and min(lag, await _ask(bus, "XLEN", key))  # it counts what was trimmed before it was read
         first = (await _ask(bus, "XPENDING", key, group))[1] if pending else None
         if first is None and lag:
             ((first, _),) = await _ask(bus, "XRANGE", key, f"({last}", "+", "COUNT", 1) or [(None, None)]
@@ -208,6 +211,11 @@ def refusal(bus: RedisTransport, reason: str) -> errors.TidingsError:
     return errors.BusError(reason, mend="another program uses this key: choose another namespace")
 
 
+def not_held(index: int, delivery: spi.Delivery, kind: Literal["unknown", "fenced"] = "fenced") -> spi.Failure:
+    what, why = f"{delivery.message.topic!r}: not held any more", "its lease ended, or it was settled"
+    return spi.Failure(index, kind, errors.BusError(what, why=why))
+
+
 def info(blob: bytes) -> dict[str, str]:
     pairs = (line.partition(":") for line in blob.decode(errors="replace").splitlines())
     return {name: value for name, separator, value in pairs if separator}
@@ -277,11 +285,16 @@ class Upkeep:
         private = [topic for topic in topics if topic.startswith((GROUP, REQUEST, TICK))]
         public = [topic for topic in topics if not topic.startswith((GROUP, REQUEST, TICK))]
         await self._fit(public, now)
-        dropped = 0
-        for before, groups, names in ((now - self.kept, 0, public), (now, 1, private)):
+        dropped, passed = 0, set[bytes]()
+        for before, groups, absent, names in ((now - self.kept, 0, ABANDONED, public), (now, 1, FOREVER, private)):
             for some in _chunks(names, 100):
-                keys = [self.bus.key(topic) for topic in some]
-                dropped += await self.bus.run("trim", max(0, int(before * 1000)), groups, *keys)
+                arguments = (max(0, int(before * 1000)), groups, absent, *map(self.bus.key, some))
+                count, *told = await self.bus.run("trim", *arguments)
+                dropped += count
+                passed.update(told)
+        for name in sorted(passed):
+            what = f"{name.decode()} has had no member for 7 days: what it had not settled of what was dropped is gone"
+            self.bus.notify(Event("retention", 1, what))
         return dropped
 
     async def _fit(self, topics: Sequence[str], now: float) -> None:

@@ -40,6 +40,7 @@ elseif what == 'drop' then
   end
   redis.call('HDEL', bus .. 'groups', name)
   redis.call('HDEL', bus .. 'width', group.id)
+  redis.call('HDEL', bus .. 'seen', group.id)
   redis.call('DEL', bus .. 'marks:' .. group.id)
 elseif what == 'seek' then
   for _, topic in ipairs(redis.call('SMEMBERS', bus .. 'topics')) do

@@ -88,6 +88,7 @@ class Reading:
         self.topics: dict[bytes, str] = {}  # by key
         self.records: list[bytes] = []
         self.unblocking = False
+        self.present: tuple[str, ...] = ()  # channels that tell others that it is here
 
     async def refresh(self) -> None:
         """The streams there are."""
@@ -161,6 +162,13 @@ class Reading:
     async def repair(self) -> None:
         """A stream is not there any more."""
 
+    async def leave(self) -> None:
+        """Nobody is here any more."""
+        transport = self.transport
+        if self in transport.consumers:
+            transport.consumers.discard(self)
+            await transport.channels.remove(*self.present)
+
 
 class Live(Reading):
     """A buffer that drops its oldest; nothing to settle."""
@@ -170,12 +178,12 @@ class Live(Reading):
     def __init__(self, transport: RedisTransport, pattern: str) -> None:
         super().__init__(transport, pattern)
         self.session, self.buffer, self.filled = spi.Session(), deque[Delivery](), asyncio.Event()
-        self.present: tuple[str, ...] = (f"{transport.bus}listens:{pattern}",)
+        self.present = (f"{transport.bus}listens:{pattern}",)
 
     async def enter(self) -> None:
         await self.transport.channels.add(*self.present)
 
-    def push(self, topic: str, id: bytes, entry: Sequence[bytes]) -> None:
+    def push(self, topic: str, id: bytes, entry: list[Any]) -> None:
         self.buffer.append(Delivery(message(topic, id, entry)[0], self.session))
         self.filled.set()
 
@@ -217,12 +225,6 @@ class Live(Reading):
     async def close(self) -> None:
         self.stop()
         await self.leave()
-
-    async def leave(self) -> None:
-        transport = self.transport
-        if self in transport.consumers:
-            transport.consumers.discard(self)
-            await transport.channels.remove(*self.present)
 
 
 class LiveConsumer(Live):

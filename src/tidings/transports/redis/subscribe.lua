@@ -65,5 +65,6 @@ for _, topic in ipairs(topics) do
 end
 redis.call('HSET', bus .. 'width', group.id, width)
 redis.call('HSET', bus .. 'groups', name, cjson.encode(group))
+redis.call('HSET', bus .. 'seen', group.id, string.format('%.0f', now()))
 redis.call('PUBLISH', control, 'group ' .. group.id)
 return {group.id, ''}

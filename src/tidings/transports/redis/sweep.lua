@@ -26,6 +26,19 @@ local function gone(consumer)
 end
 
 local taken, losers = {}, {}
+local function add(key, entry)
+  local marks, field = bus .. 'marks:' .. group, key .. ' ' .. entry[1]
+  local crashes, started = string.match(redis.call('HGET', marks, field) or '', '^(%d+):(%d)$')
+  if started == '1' then
+    crashes = tostring(tonumber(crashes) + 1)
+    redis.call('HSET', marks, field, crashes .. ':0')
+  end
+  taken[#taken + 1] = key
+  taken[#taken + 1] = entry
+  taken[#taken + 1] = crashes or ''
+  most = most - 1
+end
+
 local function take(key, entries)
   local claim = {'XCLAIM', key, group, me, 0}
   for _, entry in ipairs(entries) do
@@ -33,18 +46,12 @@ local function take(key, entries)
     if entry[2] ~= me then losers[entry[2]] = true end
   end
   if #claim == 5 then return end
-  for _, entry in ipairs(redis.call(unpack(claim))) do
-    local marks, field = bus .. 'marks:' .. group, key .. ' ' .. entry[1]
-    local mark = redis.call('HGET', marks, field)
-    local crashes, started = string.match(mark or '', '^(%d+):(%d)$')
-    if started == '1' then
-      crashes = tostring(tonumber(crashes) + 1)
-      redis.call('HSET', marks, field, crashes .. ':0')
+  for n, entry in ipairs(redis.call(unpack(claim))) do
+    if entry then
+      add(key, entry)
+    else
+      redis.call('XACK', key, group, claim[5 + n]) -- it was deleted; from Redis 7 on XCLAIM does this itself
     end
-    taken[#taken + 1] = key
-    taken[#taken + 1] = entry
-    taken[#taken + 1] = crashes or ''
-    most = most - 1
   end
 end
 

@@ -1,6 +1,6 @@
--- Drop what is older than a time and settled by every group. ARGV: milliseconds (Unix), how many groups a stream must
--- have to be trimmed at all, then keys.
--- Returns how many were dropped.
+-- Drop what is older than a time and settled by every group that had a member lately. ARGV: milliseconds (Unix), how many
+-- groups a stream must have to be trimmed at all, seconds after which a group without members holds nothing back, then
+-- keys. Returns how many were dropped, and the groups that had not settled some of it.
 local function less(a, b) -- ids as strings
   local am, as = string.match(a, '^(%d+)-(%d+)$')
   local bm, bs = string.match(b, '^(%d+)-(%d+)$')
@@ -14,9 +14,19 @@ local function after(id)
   return ms .. '-' .. string.format('%.0f', tonumber(seq) + 1)
 end
 
-local dropped = 0
-for i = 3, #ARGV do
-  local key = ARGV[i]
+local abandoned = {} -- names by id
+for name, group in pairs(all_groups()) do
+  local seen = redis.call('HGET', bus .. 'seen', group.id)
+  if not seen or present(bus .. 'members:' .. group.id) then
+    seen = now()
+    redis.call('HSET', bus .. 'seen', group.id, string.format('%.0f', seen))
+  end
+  if now() - tonumber(seen) > tonumber(ARGV[3]) then abandoned[group.id] = name end
+end
+
+local dropped, passed = 0, {}
+for i = 4, #ARGV do
+  local key, missed = ARGV[i], {}
   local floor, groups = ARGV[1] .. '-0', redis.pcall('XINFO', 'GROUPS', key)
   if not groups.err and #groups >= tonumber(ARGV[2]) then
     for _, flat in ipairs(groups) do
@@ -24,7 +34,11 @@ for i = 3, #ARGV do
       for n = 1, #flat, 2 do group[flat[n]] = flat[n + 1] end
       local need = after(group['last-delivered-id'])
       if group.pending > 0 then need = redis.call('XPENDING', key, group.name)[2] end
-      if less(need, floor) then floor = need end
+      if abandoned[group.name] then
+        missed[abandoned[group.name]] = need
+      elseif less(need, floor) then
+        floor = need
+      end
       for _, flat_consumer in ipairs(redis.call('XINFO', 'CONSUMERS', key, group.name)) do
         local consumer = {}
         for n = 1, #flat_consumer, 2 do consumer[flat_consumer[n]] = flat_consumer[n + 1] end
@@ -33,7 +47,12 @@ for i = 3, #ARGV do
         end
       end
     end
+    for name, need in pairs(missed) do
+      if less(need, floor) and redis.call('XRANGE', key, need, '(' .. floor, 'COUNT', 1)[1] then passed[name] = true end
+    end
     dropped = dropped + redis.call('XTRIM', key, 'MINID', floor)
   end
 end
-return dropped
+local answer = {dropped}
+for name in pairs(passed) do answer[#answer + 1] = name end
+return answer
