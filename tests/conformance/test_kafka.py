@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from confluent_kafka.admin import AdminClient
 from msgspec.structs import replace
-from tests.servers import server
+from tests.conformance.engines import engine_bus
 
 from tidings.testing.conformance import Bus, Conformance, Faults
-from tidings.testing.conformance.buses import served
-
-QUICK = "?session=1.5s&refresh=200ms&join=2s"  # a dead member is noticed soon, a new topic too; members have partitions
 
 
 async def foreign(transport: Any, topic: str, body: bytes) -> None:
@@ -25,7 +22,7 @@ async def foreign(transport: Any, topic: str, body: bytes) -> None:
 @pytest.fixture
 def kafka() -> Iterator[Bus]:
     """A bus in a namespace of its own, whose topics are deleted in the end."""
-    bus = replace(served(server("kafka").url + QUICK), foreign=foreign, patience=2.0, lease=3.0)
+    bus = replace(engine_bus("kafka"), foreign=foreign)
     yield bus
     options: Any = bus.options(1.0)
     admin = AdminClient({"bootstrap.servers": options.servers})
@@ -35,11 +32,6 @@ def kafka() -> Iterator[Bus]:
 
 
 class TestKafka(Conformance):
-    opt_outs: ClassVar[dict[str, str]] = {
-        "test_only_what_is_not_extended_is_lost": "a partition is given up as a whole: a lost message of it reaches "
-        "another member only when nothing of it is extended any more",
-    }
-
     @pytest.fixture
     def bus(self, kafka: Bus) -> Bus:
         return kafka

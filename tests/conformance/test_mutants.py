@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
-from tests.servers import server
+from tests.conformance.engines import ENGINES, capabilities, engine_bus
 
-from tidings.kernel.transport import Capabilities
 from tidings.testing.conformance import Bus, Conformance
 from tidings.testing.conformance.bus import has
-from tidings.testing.conformance.buses import BUSES, served
+from tidings.testing.conformance.buses import BUSES
 from tidings.testing.conformance.mutants import MUTANTS, Mutant, MutantOptions
 
 WANTED = """
@@ -24,26 +21,8 @@ leak-on-close lose-buffer-on-close truncate-silently no-fence no-renewal settle-
 """
 
 
-ENGINES = ("postgres", "nats", "rabbitmq", "redis", "kafka")
-
-
 class Suite(Conformance):
     __test__ = False
-
-
-@cache
-def capabilities(engine: str) -> Capabilities:
-    """What it says of itself once it is open."""
-
-    async def ask() -> Capabilities:
-        transport = served(server(engine).url).options(30.0).transport()
-        await transport.open(lambda event: None)
-        try:
-            return transport.capabilities
-        finally:
-            await transport.close()
-
-    return asyncio.run(ask())
 
 
 def wrapped(bus: Bus, mutant: type[Mutant]) -> Bus:
@@ -81,9 +60,9 @@ def test_mutant_is_killed(kind: str, mutant: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mutant", sorted(MUTANTS))
 @pytest.mark.parametrize("engine", ENGINES)
 def test_mutant_is_killed_on_a_server(engine: str, mutant: str) -> None:
-    kind, url = MUTANTS[mutant], server(engine).url
+    kind = MUTANTS[mutant]
     if kind.needs and not has(capabilities(engine), kind.needs):
         pytest.skip(f"{engine} has no {kind.needs}, and is tested to refuse it")
     if mutant == "no-renewal" and capabilities(engine).lease in ("connection", "assignment"):
         pytest.skip(f"{engine}: what is held is held until its {capabilities(engine).lease} ends; nothing is renewed")
-    check(kind, served(url), served(url))
+    check(kind, engine_bus(engine), engine_bus(engine))

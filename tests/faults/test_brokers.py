@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conformance.engines import ENGINES, capabilities, engine_bus
 from tests.faults.brokers import Attack, node_killed, paused, restarted
 from tests.servers import cluster, fresh
 
@@ -16,24 +17,14 @@ from tidings.testing.faults import Fate, Group, Nemesis, Report, Scenario, perfo
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-ENGINES = ("postgres", "nats", "rabbitmq", "redis", "kafka")
 LAPSES = {"nats": 3.0}  # its server writes the state of consumers a while after it has confirmed acknowledgements
-COPIES = {"nats": "replicas=3", "kafka": "replication=3"}
+COPIES = {"nats": "?replicas=3", "kafka": "?replication=3"}
 CHAIN = (Group(name="bill", to="orders.billed"), Group(name="sink", topic="orders.billed"))
-
-
-async def capabilities(bus: Bus) -> Any:
-    transport = bus.options(30).transport()
-    await transport.open(lambda event: None)
-    try:
-        return transport.capabilities
-    finally:
-        await transport.close()
 
 
 def play(engine: str, bus: Bus, folder: Path, nemesis: Nemesis, **declared: Any) -> Report:
     assert bus.url is not None
-    claims = asyncio.run(capabilities(bus))
+    claims = capabilities(engine)
     scenario = Scenario(
         url=bus.url(2),
         groups=CHAIN,
@@ -60,7 +51,7 @@ def play(engine: str, bus: Bus, folder: Path, nemesis: Nemesis, **declared: Any)
 def test_one_server(engine: str, attack: Attack, seen: str, tmp_path: Path, record_property: Any) -> None:
     resumed: list[float] = []
     with fresh(engine) as server:
-        play(engine, served(server.url), tmp_path / "run", attack(server, resumed), expects=(seen,))
+        play(engine, engine_bus(engine, server.url), tmp_path / "run", attack(server, resumed), expects=(seen,))
     record_property("resumed", resumed)
     print(f"{engine} {seen}: consuming went on after {', '.join(f'{s:.2f} s' for s in resumed)}")
 
@@ -69,7 +60,7 @@ def test_one_server(engine: str, attack: Attack, seen: str, tmp_path: Path, reco
 def test_one_node_of_three(engine: str, tmp_path: Path, record_property: Any) -> None:
     resumed: list[float] = []
     with cluster(engine) as three:
-        bus = served(f"{three.url}?{COPIES[engine]}")
+        bus = served(three.url + COPIES[engine])
         play(engine, bus, tmp_path / "run", node_killed(three.nodes, resumed), expects=("node killed",))
     record_property("resumed", resumed)
     print(f"{engine} node killed: consuming went on after {', '.join(f'{s:.2f} s' for s in resumed)}")

@@ -13,15 +13,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tests.conformance.engines import ENGINES, engine_bus
 from tests.jobs.incidents import ATTEMPTS, FACTOR, FIRST, Event, Outcome, digest, events
-from tests.servers import server
-
-from tidings.testing.conformance.buses import served
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
-ENGINES = ("postgres", "nats", "rabbitmq", "redis", "kafka")
 LATE = 1.5  # seconds that a retry may come late: a broker's resolution, and a busy machine
 
 
@@ -39,7 +36,7 @@ def url(bus: str, folder: Path) -> str:
         return "memory://?messages=400000&size=1GiB"
     if bus == "sqlite":
         return f"sqlite:///{folder}/desk.db"
-    fresh = served(server(bus).url).url
+    fresh = engine_bus(bus).url
     assert fresh is not None
     return fresh(30)
 

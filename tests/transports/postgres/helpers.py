@@ -16,6 +16,11 @@ from tidings.transports.postgres import Postgres
 from tidings.transports.postgres.transport import PostgresTransport
 
 DEADLINE = 15.0
+STORE = """
+SELECT store(ARRAY[$1::int], NULL, NULL, NULL,
+    array_fill(1, ARRAY[$3::int]), array_fill(octet_length($2::bytea), ARRAY[$3::int]), $2, '{}')
+"""
+"""A channel gets a record, several times over."""
 
 
 @contextlib.asynccontextmanager

@@ -7,8 +7,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from msgspec.structs import replace
 from tests.servers import fresh
-from tests.transports.postgres.helpers import ack, bus, group, message, nothing, raw, take, until
+from tests.transports.postgres.helpers import STORE, ack, bus, group, message, nothing, raw, take, until
 
 from tidings.kernel.errors import BusError, BusUnavailable, InvalidURL
 from tidings.kernel.transport import Event, Retry, Settlement
@@ -324,7 +325,7 @@ async def test_who_holds_the_log_is_told(place: str, monkeypatch: pytest.MonkeyP
         record = await con.fetchval("SELECT record FROM log")
         transaction = con.transaction()
         await transaction.start()
-        await con.execute("SELECT store(ARRAY[$1::int], NULL, NULL, NULL, ARRAY[$2::bytea], '{}')", channel, record)
+        await con.execute(STORE, channel, record, 1)
         waiting = asyncio.ensure_future(end.publish([message(2)]))
         await until(lambda: any("holds the log" in event.detail for event in told), 10)
         assert not waiting.done()
@@ -345,3 +346,30 @@ async def test_over_tls() -> None:
             assert not await end.publish([message()])
             query = f"SELECT bool_and(s.ssl) {CLIENTS.replace('WHERE', 'JOIN pg_stat_ssl s USING (pid) WHERE')}"
             assert await con.fetchval(query)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("topics", [1, 3, 70])
+async def test_large_messages_among_small_ones_come_in_order(place: str, ordered: bool, topics: int) -> None:
+    """A claim has a limit in bytes, too: fewer at a time, and none left out."""
+    sizes = {20: 100_000, 21: 5_000_000, 22: 300, 140: 700_000}
+    async with bus(place) as transport:
+        consumer = await transport.subscribe(group("orders.>" if topics > 1 else "orders.t0", ordered=ordered))
+        published = [
+            replace(message(n, f"orders.t{n % topics}"), body=b"%d" % n + b" " * sizes.get(n, 0)) for n in range(160)
+        ]
+        assert not await transport.publish(published)
+        came = await take(consumer, 160, 512)
+        assert [d.message.id for d in came] == [m.id for m in published]
+        assert [len(d.message.body) for d in came] == [len(m.body) for m in published]
+        await ack(consumer, came)
+
+
+async def test_large_messages_do_not_let_others_pass_that_have_less_priority(place: str) -> None:
+    async with bus(place) as transport:
+        consumer = await transport.subscribe(group())
+        high = [replace(message(n, priority=9), body=b" " * 600_000) for n in range(80)]
+        assert not await transport.publish([message(n) for n in range(100, 110)])
+        assert not await transport.publish(high)
+        came = await take(consumer, 90, 512)
+        assert [d.message.priority for d in came] == [9] * 80 + [0] * 10

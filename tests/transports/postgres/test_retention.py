@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from msgspec.structs import replace
-from tests.transports.postgres.helpers import ack, bus, group, message, raw, take
+from tests.transports.postgres.helpers import STORE, ack, bus, group, message, raw, take
 
 from tidings.kernel.topics import DEAD
 from tidings.kernel.transport import Event, Retry, Settlement
@@ -105,8 +105,9 @@ async def test_a_long_reader_stops_nobody(place: str) -> None:
                 await asyncio.sleep(0.005)
             assert worst < 1.5, f"publishing waited {worst:.2f} s"
         await asyncio.wait_for(dropping, 60)
-        await sweep(end)
-        assert await con.fetchval("SELECT count(*) FROM log") < 100
+        async with asyncio.timeout(30):  # others lock a partition for a moment, too: autovacuum
+            while await con.fetchval("SELECT count(*) FROM log") >= 100:
+                await sweep(end, 1)
 
 
 async def test_a_partition_that_is_begun_twice(place: str) -> None:
@@ -116,7 +117,7 @@ async def test_a_partition_that_is_begun_twice(place: str) -> None:
         channel, record = await con.fetchrow("SELECT channel, record FROM log LIMIT 1")
         transaction = con.transaction()
         await transaction.start()
-        await con.execute("SELECT store(ARRAY[$1::int], NULL, NULL, NULL, $2::bytea[], '{}')", channel, [record] * 120)
+        await con.execute(STORE, channel, record, 120)
         beginning = asyncio.ensure_future(sweep(end, 1))
         await asyncio.sleep(0.3)
         await transaction.commit()

@@ -61,10 +61,10 @@ class Bus(Struct, frozen=True, kw_only=True):
     mutant: str = ""
 
     def run(self, main: Coroutine[Any, Any, None], seconds: float = 60.0) -> None:
-        """Run a test's coroutine on a loop of its own."""
+        """Run a test's coroutine on a loop of its own; ``seconds`` are multiplied by ``patience``."""
         factory = VirtualLoop if self.virtual else asyncio.new_event_loop
         with asyncio.Runner(loop_factory=factory) as runner:
-            runner.run(main if self.virtual else asyncio.wait_for(main, seconds))
+            runner.run(main if self.virtual else asyncio.wait_for(main, seconds * self.patience))
 
 
 class Rig:

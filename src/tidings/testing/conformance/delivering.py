@@ -383,7 +383,10 @@ class Delivering:
         for n, (start, messages) in enumerate(wanted.items()):
             tap = await rig.tap(bus, "orders.placed", f"shop.g{n}", start=start)
             came = await tap.take(len(messages))
-            assert [d.message.id for d in came] == [message.id for message in messages], f"start={start}"
+            ids, expected = [d.message.id for d in came], [message.id for message in messages]
+            if bus.capabilities.ordering != "total":  # without a key, a partition is as good as another
+                ids, expected = sorted(ids), sorted(expected)
+            assert ids == expected, f"start={start}"
             await tap.ack(*came)
             await tap.quiet(0.02)
             await tap.close()
@@ -453,7 +456,7 @@ class Delivering:
         await tap.close()
         tap = await rig.tap(bus, "returns.*", "shop.bill")
         await rig.publish(bus, rig.message("orders.placed"), rig.message("returns.placed"))
-        came = [delivery.message.topic for delivery in await tap.take(2)]
+        came = sorted(delivery.message.topic for delivery in await tap.take(2))
         assert came == ["orders.placed", "returns.placed"], (
             "the removed topic is drained, the added one counts from now"
         )

@@ -1,0 +1,353 @@
+"""Two clients: the producer, which the event loop looks after, and a consumer with a thread of its own.
+
+The producer needs no thread: while anything is on its way the loop looks for delivery reports every millisecond. (Each
+report needs the GIL, so a thread that waits for them starves beside a busy loop, or starves it.)
+
+A consumer must be polled, whatever the event loop does. Its thread fetches into ``arrived``, at most ``HIGH`` records,
+and wakes the loop once per poll. When nobody takes them for half a second it pauses the partitions and goes on polling,
+so that the group does not think it dead. Only this thread may touch the consumer: a call of another one waits until a
+poll ends, and loses the race against the next one for seconds. So everything else, commits too, is a *command*, done
+between two polls; and a poll waits for a tenth of the time since the last record or command, which is how long a
+command may have to wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+
+from tidings.kernel import errors
+from tidings.kernel.transport import Failure
+from tidings.transports._kafka_records import Record
+from tidings.transports._points import passed
+
+log = logging.getLogger("tidings")
+
+POLL, SHORT = 0.1, 0.001  # seconds a poll waits at most, and at least
+FETCH, HIGH = 1000, 2000  # records at once, and waiting
+PATIENCE = 0.5  # seconds without room until partitions are paused
+
+TRANSACTION = 5.0  # seconds
+
+END = KafkaError._PARTITION_EOF
+QUIET = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC}
+
+LOOK = 0.001  # seconds between looks for reports
+SLICE = 500  # records produced before the loop gets a breath
+
+REJECTED = {
+    KafkaError.MSG_SIZE_TOO_LARGE,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.INVALID_RECORD,
+    KafkaError.RECORD_LIST_TOO_LARGE,
+    KafkaError.TOPIC_EXCEPTION,
+    KafkaError.POLICY_VIOLATION,
+    KafkaError._PURGE_QUEUE,
+}
+"""Codes of what was surely not stored."""
+VANISHED = {KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART}
+
+
+class Batch:
+    """Records on their way, and what became of them."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+        self.errors: dict[int, Any] = {}
+        self.offsets: dict[int, int] = {}
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def reported(self, index: int, error: Any, message: Any) -> None:
+        if error is not None:
+            self.errors[index] = error
+        elif not index:
+            self.offsets[0] = message.offset()
+        self.left -= 1
+        if not self.left and not self.done.done():
+            self.done.set_result(None)
+
+
+class Sender:
+    """One producer. ``reason`` says why the broker is not there, if it is not."""
+
+    def __init__(self, config: Mapping[str, Any], reason: Callable[[], str], vanished: Callable[[str], None]) -> None:
+        self.config, self.reason, self.vanished = dict(config), reason, vanished
+        self.producer = Producer(self.config)
+        self.loop = asyncio.get_running_loop()
+        self.timer: asyncio.TimerHandle | None = None
+
+    async def send(self, records: Sequence[Record]) -> list[Failure]:
+        """Produce all; returns when each is stored or failed. Order within a partition is that given."""
+        if not records:
+            return []
+        batch = await self._sent(records)
+        for index in [i for i, error in batch.errors.items() if error.code() == KafkaError.MSG_SIZE_TOO_LARGE]:
+            alone = await self._sent((records[index],))  # the broker refuses all that it was sent together with
+            del batch.errors[index]
+            batch.errors.update(dict.fromkeys((index,) if alone.errors else (), alone.errors.get(0)))
+        return self.failures(records, batch)
+
+    async def store(self, record: Record) -> int:
+        """Produce one; its offset. Raises ``BusError``."""
+        batch = await self._sent((record,))
+        for failure in self.failures((record,), batch):
+            raise failure.error
+        return batch.offsets[0]
+
+    async def _sent(self, records: Sequence[Record]) -> Batch:
+        passed("produce.before")
+        batch, produce = Batch(len(records)), self.producer.produce
+        for index, r in enumerate(records):
+            report = partial(batch.reported, index)
+            try:
+                produce(r.topic, r.value, r.key, r.partition, report, None, 0, r.headers)
+            except BufferError:  # the queue is full: until there is room
+                await self._room(partial(produce, r.topic, r.value, r.key, r.partition, report, None, 0, r.headers))
+            except KafkaException as error:
+                batch.reported(index, error.args[0], None)
+            if index % SLICE == SLICE - 1:
+                self._look()
+                await asyncio.sleep(0)
+        if self.timer is None:
+            self._arm()
+        await batch.done
+        passed("produce.after")
+        return batch
+
+    async def _room(self, produce: Callable[[], Any]) -> None:
+        while True:
+            self.producer.poll(0)
+            await asyncio.sleep(LOOK)
+            try:
+                produce()
+                return
+            except BufferError:
+                continue
+
+    def _arm(self) -> None:
+        self.timer = self.loop.call_later(LOOK, self._due)
+
+    def _due(self) -> None:
+        self._look()
+        if len(self.producer):
+            self._arm()
+        else:
+            self.timer = None
+
+    def _look(self) -> None:
+        self.producer.poll(0)
+
+    def failures(self, records: Sequence[Record], batch: Batch) -> list[Failure]:
+        """What failed, in our terms. A producer that has met a fatal error is replaced."""
+        found = []
+        for index, error in sorted(batch.errors.items()):
+            topic = records[index].topic
+            if error.code() in VANISHED:
+                self.vanished(topic)
+            found.append(self._failure(index, error, topic))
+        if any(error.fatal() or error.code() == KafkaError._FATAL for error in batch.errors.values()):
+            self.producer = Producer(self.config)
+        return found
+
+    def _failure(self, index: int, error: Any, topic: str) -> Failure:
+        what, why = f"Kafka did not take a message for {topic}", f"{error.name()}: {error.str()}"
+        if error.code() in (KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE):
+            return Failure(
+                index, "rejected", errors.TooLarge(what, why=why, mend="raise the topic's max.message.bytes")
+            )
+        if error.code() in REJECTED:
+            return Failure(index, "rejected", errors.BusError(what, why=why))
+        why = "; ".join(filter(None, (why, self.reason())))
+        mend = "publish again with the same id: it may be stored"
+        return Failure(index, "unknown", errors.BusUnavailable(what, why=why, mend=mend))
+
+    def close(self, within: float) -> None:
+        """Wait for what is on its way, in a thread."""
+        self.producer.flush(within)
+
+
+class Transactions:
+    """Records and a group's offsets, both or nothing: a producer for each name, which has one owner at a time."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+        self.producers: dict[str, Producer] = {}
+
+    def run(self, name: str, records: Sequence[Record], consumer: Consumer, offsets: list[TopicPartition]) -> None:
+        """In the consumer's thread. Raises ``KafkaException``: then the offsets must be read anew to know."""
+        producer = self.producers.get(name) or self.begin(name)
+        try:
+            producer.begin_transaction()
+            for r in records:
+                producer.produce(r.topic, r.value, r.key, r.partition, None, None, 0, r.headers)
+            producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata(), TRANSACTION)
+            passed("move.before")
+            producer.commit_transaction(TRANSACTION)
+        except KafkaException:
+            del self.producers[name]
+            self.begin(name)  # ends what is under way, one way or the other
+            raise
+
+    def begin(self, name: str) -> Producer:
+        """Ends what a former owner left under way: nobody waits until it times out."""
+        within = int(TRANSACTION * 1000)
+        limits = {"transaction.timeout.ms": within, "delivery.timeout.ms": within}
+        producer = Producer({**self.config, "transactional.id": name, **limits})
+        producer.init_transactions(TRANSACTION)
+        self.producers[name] = producer
+        return producer
+
+
+class Poller(threading.Thread):
+    """One consumer and its thread. ``wake`` is called on the loop when something has arrived; ``failed`` with errors.
+
+    ``most``: keep only so many of the latest (a live subscription), instead of waiting for room.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        wake: Callable[[], None],
+        failed: Callable[[Any], None],
+        most: int | None = None,
+    ) -> None:
+        super().__init__(name=f"tidings-kafka-{config['group.id']}", daemon=True)
+        self.consumer = Consumer(dict(config))
+        self.loop = asyncio.get_running_loop()
+        self.wake, self.failed, self.most = wake, failed, most
+        self.arrived: deque[Any] = deque(maxlen=most)
+        self.commands: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
+        self.signal, self.ended = threading.Event(), asyncio.Event()
+        self.active = time.monotonic()
+        self.told = self.ending = self.choked = False
+        self.dropped = 0
+
+    # -- of the loop
+
+    def do(self, command: Callable[[], Any]) -> asyncio.Future[Any]:
+        """Have something done by the thread; its result."""
+        done: asyncio.Future[Any] = self.loop.create_future()
+        self.commands.append((command, done))
+        self.signal.set()
+        return done
+
+    def taken(self) -> None:
+        """There may be room again."""
+        self.told = False
+        if self.choked:
+            self.signal.set()
+
+    async def end(self) -> None:
+        """Leave the group, and end the thread."""
+        self.ending = True
+        self.signal.set()
+        if self.ident is not None:
+            await self.ended.wait()
+
+    def assign(self, places: Sequence[TopicPartition]) -> None:
+        """Read these partitions, for a consumer without a group."""
+        self.do(lambda: self.consumer.incremental_assign(list(places)))
+
+    # -- of the thread
+
+    def run(self) -> None:
+        try:
+            while not self.ending:
+                if self.commands:
+                    self._obey()
+                if self.most is None and len(self.arrived) >= HIGH:
+                    self._choked()
+                else:
+                    self._poll()
+        except Exception:
+            log.exception("the Kafka consumer %s ended", self.name)
+        finally:
+            with suppress(Exception):
+                self.consumer.close()
+            self._obey()
+            self.call(self.ended.set)
+
+    def _obey(self) -> None:
+        while self.commands:
+            command, done = self.commands.popleft()
+            try:
+                result = command()
+            except Exception as error:
+                self.call(_fail, done, error)
+            else:
+                self.call(_finish, done, result)
+            self.active = time.monotonic()
+
+    def serve(self, until: threading.Event, within: float) -> None:
+        """In a callback: obey until something has happened."""
+        end = time.monotonic() + within
+        while not until.is_set() and time.monotonic() < end and not self.ending:
+            self.signal.wait(POLL)
+            self.signal.clear()
+            self._obey()
+        self._obey()
+
+    def _poll(self) -> None:
+        first = self.consumer.poll(min(max((time.monotonic() - self.active) / 10, SHORT), POLL))
+        if first is None:
+            return
+        came = [first, *self.consumer.consume(FETCH, 0)]
+        good = [raw for raw in came if (error := raw.error()) is None or error.code() == END]
+        for raw in came if len(good) < len(came) else ():
+            if (error := raw.error()) is not None and error.code() not in (END, *QUIET):
+                self.call(self.failed, error)
+        if self.most is not None:
+            self.dropped += max(0, len(self.arrived) + len(good) - self.most)
+        self.arrived.extend(good)
+        if good:
+            self.active = time.monotonic()
+            if not self.told:
+                self.told = True
+                self.call(self.wake)
+
+    def _choked(self) -> None:
+        """Wait for room; when it does not come, poll without fetching."""
+        self.choked = True
+        end = time.monotonic() + PATIENCE
+        while len(self.arrived) >= HIGH and time.monotonic() < end and not self.ending:
+            self.signal.wait(SHORT * 10)
+            self.signal.clear()
+            self._obey()
+        if len(self.arrived) >= HIGH:
+            places = self.consumer.assignment()
+            self.consumer.pause(places)
+            while len(self.arrived) >= HIGH and not self.ending:
+                if (raw := self.consumer.poll(SHORT * 10)) is not None and not raw.error():
+                    self.arrived.append(raw)
+                self._obey()
+            with suppress(KafkaException):
+                self.consumer.resume(places)
+        self.choked = False
+
+    def call(self, what: Callable[..., Any], *arguments: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(what, *arguments)
+
+
+def _finish(done: asyncio.Future[Any], result: Any) -> None:
+    if not done.done():
+        done.set_result(result)
+
+
+def _fail(done: asyncio.Future[Any], error: Exception) -> None:
+    if not done.done():
+        done.set_exception(error)
+        done.exception()  # whoever waits sees it; if nobody does, nothing is to be said

@@ -1,0 +1,321 @@
+"""What a bus knows beside its messages: groups and ticks, in one compacted topic, ``_tidings.state``; and what can be
+done with groups.
+
+An entry is replaced by compare-and-set: a record says which record of its key it was made from (``base``), and one
+whose base is no longer the last is void. So of several writers exactly one wins, and each finds out by reading its own
+record back. Everybody reads the whole topic and goes on reading it: a change is known to all within milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from msgspec import Raw, Struct
+
+from tidings.kernel.errors import BusError, BusUnavailable, NotFound, nearest
+from tidings.kernel.topics import DEAD, GROUP, matches
+from tidings.kernel.transport import GroupInfo, Subscription
+from tidings.transports._kafka_records import Place, Record
+from tidings.transports._offsets import count_settled, read
+
+from .clients import Poller
+
+if TYPE_CHECKING:
+    from .transport import KafkaTransport
+
+
+class Registration(Struct, omit_defaults=True):
+    """A group. ``start``: where it begins to read, by topic and partition; ``until``: where it ends to read what its
+    pattern no longer matches. What is in neither is read from its beginning. ``names``: those it had before.
+    """
+
+    app: str
+    pattern: str
+    ordered: bool = False
+    names: list[str] = []
+    start: dict[str, dict[int, int]] = {}
+    until: dict[str, dict[int, int]] = {}
+
+
+class Tick(Struct):
+    due: float
+
+
+class Line(Struct):
+    """A record's value."""
+
+    base: int
+    data: Raw
+
+
+NONE = Raw(b"null")
+
+
+class Entry(Struct):
+    offset: int = -1
+    data: Raw = NONE
+
+
+class StateLog:
+    """The topic, folded. ``changed`` is called after each change."""
+
+    def __init__(self, topic: str, store: Callable[[Record], Awaitable[int]], changed: Callable[[], None]) -> None:
+        self.topic, self.store, self.changed = topic, store, changed
+        self.entries: dict[str, Entry] = {}
+        self.groups: dict[str, Registration] = {}
+        self.position = 0
+        self.moved = asyncio.Event()
+        self.poller: Poller | None = None
+
+    def fold(self) -> None:
+        """Take in what the poller has read."""
+        assert self.poller is not None
+        self.poller.taken()
+        arrived = self.poller.arrived
+        while arrived:
+            raw: Any = arrived.popleft()
+            if raw.error() is None:
+                self.position = raw.offset() + 1
+                self._take(raw.key().decode(), raw.offset(), raw.value())
+        moved, self.moved = self.moved, asyncio.Event()
+        moved.set()
+
+    def _take(self, key: str, offset: int, value: bytes) -> None:
+        try:
+            line = msgspec.json.decode(value, type=Line)
+        except msgspec.MsgspecError:
+            return
+        entry = self.entries.setdefault(key, Entry())
+        if entry.offset not in (-1, line.base):
+            return
+        self.entries[key] = Entry(offset, line.data)
+        kind, _, name = key.partition("/")
+        if kind == "group":
+            if bytes(line.data) == b"null":
+                self.groups.pop(name, None)
+            else:
+                self.groups[name] = msgspec.json.decode(line.data, type=Registration)
+            self.changed()
+
+    def read(self, key: str, kind: Any) -> Any:
+        entry = self.entries.get(key, Entry())
+        return None if bytes(entry.data) == b"null" else msgspec.json.decode(entry.data, type=kind)
+
+    async def reach(self, position: int, within: float = 30.0) -> None:
+        """Wait until everything below an offset is folded."""
+        try:
+            async with asyncio.timeout(within):
+                while self.position < position:
+                    await self.moved.wait()
+        except TimeoutError:
+            raise BusUnavailable(f"{self.topic} could not be read within {within:g} s") from None
+
+    async def replace(self, key: str, data: Any) -> bool:
+        """Write an entry; False: somebody else was faster, and their entry is folded now."""
+        base = self.entries.get(key, Entry()).offset
+        value = msgspec.json.encode(Line(base, Raw(msgspec.json.encode(data))))
+        offset = await self.store(Record(self.topic, value, key, []))
+        await self.reach(offset + 1)
+        return self.entries[key].offset == offset
+
+
+class Groups:
+    """The groups of a bus: registered, looked at, mended."""
+
+    def __init__(self, transport: KafkaTransport, log: StateLog) -> None:
+        self.transport, self.log, self.names = transport, log, transport.names
+
+    def known(self, name: str) -> Registration:
+        found = self.log.groups.get(name)
+        if found is None:
+            raise NotFound(f"no group {name!r}", mend=nearest(name, self.log.groups))
+        return found
+
+    def topics_of(self, name: str) -> list[str]:
+        """Kafka's names of all that a group reads now."""
+        group, t = self.log.groups.get(name), self.transport
+        if group is None:
+            return []
+        own = {self.names.topic(GROUP + each) for each in (name, *group.names)}
+        return [
+            topic
+            for topic, destination in t.destinations.items()
+            if topic in own or topic in group.until or matches(group.pattern, destination)
+        ]
+
+    def start(self, name: str, topic: str, partition: int) -> int:
+        group = self.log.groups.get(name)
+        return group.start.get(topic, {}).get(partition, -1) if group else -1
+
+    def until(self, name: str, topic: str, partition: int) -> int | None:
+        group = self.log.groups.get(name)
+        return group.until.get(topic, {}).get(partition, 0) if group and topic in group.until else None
+
+    # -- registering
+
+    async def register(self, subscription: Subscription, name: str) -> None:
+        """Create a group or change it: the last registration wins, from now on; what waits is drained."""
+        while True:
+            before = self.log.groups.get(name)
+            same = ("app", "pattern", "ordered")
+            if before and all(getattr(before, field) == getattr(subscription, field) for field in same):
+                return
+            if before and before.ordered != subscription.ordered and await self.members(name):
+                raise BusError(f"members of group {name!r} do not agree on ordered=", mend="stop them first")
+            after = Registration(subscription.app, subscription.pattern, subscription.ordered)
+            if before:
+                await self._change(before, after)
+            else:
+                await self._begin(after, subscription.start, GROUP + name)
+            if await self.log.replace(f"group/{name}", after):
+                return
+
+    async def _begin(self, after: Registration, start: float | None, private: str) -> None:
+        t = self.transport
+        after.start = _nested(await t.ends(t.places_of(private)))
+        places = t.places_of(after.pattern)
+        if start != 0.0:
+            after.start |= _nested(await (t.ends(places) if start is None else t.offsets_at(places, start)))
+
+    async def _change(self, before: Registration, after: Registration) -> None:
+        """Topics that are new count from now; those that are left are read up to here."""
+        t = self.transport
+        after.names, after.start, after.until = before.names, before.start, before.until
+        if before.pattern == after.pattern:
+            return
+        old, new = t.places_of(before.pattern), t.places_of(after.pattern)
+        added = [place for place in new if place not in set(old) and place[0] not in before.until]
+        left = [place for place in old if place not in set(new)]
+        after.start = before.start | _nested(await t.ends(added))
+        until = before.until | _nested(await t.ends(left))
+        after.until = {topic: ends for topic, ends in until.items() if topic not in {place[0] for place in new}}
+
+    # -- looking
+
+    async def members(self, name: str) -> int:
+        """How many consumers are in a group, of all processes."""
+        return len((await self._described([name]))[name])
+
+    async def _described(self, names: Sequence[str]) -> dict[str, Sequence[Any]]:
+        if not names:
+            return {}
+        ids = {self.names.group(name): name for name in names}
+        futures = self.transport.admin.describe_consumer_groups(list(ids))
+        found: dict[str, Sequence[Any]] = {}
+        for id, future in futures.items():
+            try:
+                found[ids[id]] = (await asyncio.wrap_future(future)).members
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.GROUP_ID_NOT_FOUND:
+                    raise BusUnavailable(f"group {id!r} cannot be looked at", why=str(error)) from None
+                found[ids[id]] = ()
+        return found
+
+    async def committed(self, name: str) -> dict[Place, tuple[int, str]]:
+        """The offsets of a group, and the texts beside them."""
+        asked = [ConsumerGroupTopicPartitions(self.names.group(name))]
+        (future,) = self.transport.admin.list_consumer_group_offsets(asked).values()
+        try:
+            found = (await asyncio.wrap_future(future)).topic_partitions or ()
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                return {}
+            raise BusUnavailable(f"the offsets of {name!r} cannot be read", why=str(error)) from None
+        return {(place.topic, place.partition): (place.offset, place.metadata or "") for place in found}
+
+    async def infos(self, pattern: str) -> list[GroupInfo]:
+        names = [name for name in sorted(self.log.groups) if matches(pattern, name)]
+        members = await self._described(names)
+        return [await self._info(name, self.log.groups[name], len(members[name])) for name in names]
+
+    async def _info(self, name: str, group: Registration, members: int) -> GroupInfo:
+        t = self.transport
+        places = [place for topic in self.topics_of(name) for place in t.places(topic)]
+        letters = [place for each in (name, *group.names) for place in t.places_of(DEAD + each)]
+        ends, firsts = await t.ends([*places, *letters]), await t.firsts([*places, *letters])
+        committed, windows = await self.committed(name), t.windows_of(name)
+        left = 0
+        for place in places:
+            offset, text = committed.get(place, (-1, ""))
+            at = max(offset, group.start.get(place[0], {}).get(place[1], 0), firsts[place])
+            end = min(ends[place], group.until.get(place[0], {}).get(place[1], ends[place]))
+            if place in windows:
+                left += windows[place].left(end)
+            else:
+                left += max(0, end - at - (count_settled(read(text)) if at == offset else 0))
+        held, parked = (sum(getattr(w, what)() for w in windows.values()) for what in ("hands", "parked"))
+        dead = sum(ends[place] - firsts[place] for place in letters)
+        return GroupInfo(name, group.app, group.pattern, left - held - parked, held, parked, dead, None, members)
+
+    # -- mending
+
+    async def at_rest(self, name: str) -> Registration:
+        """A group without members. One that has just left may still be known to the broker for a moment."""
+        group = self.known(name)
+        for _ in range(5):
+            if not await self.members(name):
+                return group
+            if self.transport.windows_of(name):
+                break
+            await asyncio.sleep(0.1)
+        raise BusError(f"group {name!r} has members at work", mend="stop the app that consumes it")
+
+    async def alter(self, name: str, offsets: Mapping[Place, tuple[int, str]]) -> None:
+        places = [TopicPartition(*place, offset, text) for place, (offset, text) in offsets.items()]
+        if places:
+            asked = [ConsumerGroupTopicPartitions(self.names.group(name), places)]
+            (future,) = self.transport.admin.alter_consumer_group_offsets(asked).values()
+            await self._done(future, f"the offsets of {name!r} cannot be set")
+
+    async def rename(self, name: str, to: str) -> None:
+        group = await self.at_rest(name)
+        if to in self.log.groups:
+            raise BusError(f"group {to!r} exists", mend=f"drop it first, or drop {name!r}")
+        await self.alter(to, await self.committed(name))
+        await self.log.replace(f"group/{to}", msgspec.structs.replace(group, names=[*group.names, name]))
+        await self._forget(name)
+
+    async def drop(self, name: str) -> None:
+        await self.at_rest(name)
+        await self._forget(name)
+
+    async def _forget(self, name: str) -> None:
+        await self.log.replace(f"group/{name}", None)
+        id = self.names.group(name)
+        (future,) = self.transport.admin.delete_consumer_groups([id]).values()
+        await self._done(future, f"group {name!r} cannot be deleted")
+
+    async def seek(self, name: str, start: float) -> None:
+        """All that is retained since then once more; what is still to be drained stays to be drained."""
+        group, t = await self.at_rest(name), self.transport
+        places = t.places_of(group.pattern)
+        offsets = await (t.offsets_at(places, start) if start else t.firsts(places))
+        kept = {topic: starts for topic, starts in group.start.items() if (topic, 0) not in offsets}
+        await self.log.replace(f"group/{name}", msgspec.structs.replace(group, start=kept))
+        await self.alter(name, {place: (offset, "") for place, offset in offsets.items()})
+
+    async def _done(self, future: Any, what: str) -> None:
+        try:
+            await asyncio.wrap_future(future)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.GROUP_ID_NOT_FOUND:
+                raise BusError(what, why=str(error)) from None
+
+    async def tick(self, name: str, due: float) -> bool:
+        while True:
+            won: Tick | None = self.log.read(f"tick/{name}", Tick)
+            if won is not None and due <= won.due:
+                return False
+            if await self.log.replace(f"tick/{name}", Tick(due)):
+                return True
+
+
+def _nested(offsets: Mapping[Place, int]) -> dict[str, dict[int, int]]:
+    found: dict[str, dict[int, int]] = {}
+    for (topic, partition), offset in offsets.items():
+        found.setdefault(topic, {})[partition] = offset
+    return found

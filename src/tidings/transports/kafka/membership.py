@@ -1,0 +1,352 @@
+"""A member of a group: its partitions, as windows, and the commits of what is known of them. And live subscriptions.
+
+All that is known of a partition belongs to the loop. The poller's thread makes windows and asks for them back. Commits
+are made one at a time, each for everything that has become known meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
+from msgspec import Struct
+
+from tidings.kernel.errors import BusError
+from tidings.kernel.topics import matches
+from tidings.kernel.transport import Delivery, Event, Failure, Session, Settlement
+from tidings.transports._kafka_records import Opened, Place, opened
+from tidings.transports._offsets import OrderedWindow, State, Window, read
+from tidings.transports._points import passed
+
+from .clients import Poller
+
+if TYPE_CHECKING:
+    from .transport import KafkaTransport
+
+AGAIN = 0.1  # seconds between tries to commit
+LIVE_BUFFER = 1024  # messages
+HAND_OVER = 0.001  # seconds: how often a busy loop lets the other threads have the GIL
+
+
+LOST = Session()
+LOST.alive = False
+
+
+class Reads(Struct, frozen=True):
+    """What a group's member reads. ``topics``: Kafka's names; ``start`` and ``until`` of a topic and partition."""
+
+    group: str
+    ordered: bool
+    lease: float
+    topics: Callable[[], Sequence[str]]
+    start: Callable[[str, int], int]
+    until: Callable[[str, int], int | None]
+    opened: Callable[[str, Any], Opened] = opened
+    most: int = 0  # unsettled of a partition; 0: as many as can be remembered
+    prepare: Callable[[str], Any] = str  # called in the poller's thread before the offsets of a topic are read
+    patient: bool = True  # what is in hand is finished before its partition is given up
+
+
+class Member:
+    """Of a group, in this process."""
+
+    def __init__(self, transport: KafkaTransport, reads: Reads) -> None:
+        self.transport, self.reads = transport, reads
+        self.clock, self.loop = transport.clock, asyncio.get_running_loop()
+        self.windows: dict[Place, Window] = {}
+        self.topics: list[str] = []
+        self.dirty: set[Window] = set()
+        self.round: asyncio.Future[None] | None = None
+        self.committing: asyncio.Task[None] | None = None
+        self.exclusive = asyncio.Lock()  # who commits
+        self.stopped = self.closed = False
+        self.future: asyncio.Future[None] | None = None
+        self.joined = asyncio.Event()
+        self.finished = asyncio.Event()  # something left our hands
+        self.timers: dict[str, asyncio.TimerHandle] = {}
+        config = transport.group_config(transport.names.group(reads.group))
+        self.poller = Poller(config, self.wake, transport.troubled)
+        self.poller.start()
+        self.refresh()
+
+    def wake(self) -> None:
+        """There is something to receive, or nothing more."""
+        if self.future is not None and not self.future.done():
+            self.future.set_result(None)
+
+    def refresh(self) -> None:
+        """Read the topics that are to be read now."""
+        if self.stopped:
+            held = {window.place[0] for window in self.windows.values() if window.held}
+            topics = [topic for topic in self.topics if topic in held]
+        else:
+            topics = sorted(self.reads.topics())
+        for window in self.windows.values():
+            window.until = self.reads.until(*window.place)
+        if topics != self.topics:
+            self.topics = topics
+            self.poller.do(lambda: self._subscribe(topics))
+
+    async def join(self, within: float, *, anyhow: bool) -> None:
+        """Wait for partitions, not too long; or ``anyhow`` until we are a member, so that who asks next finds one."""
+        if anyhow:
+            await self.joined.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                while not self.windows:
+                    self.joined.clear()
+                    await self.joined.wait()
+
+    def rejoin(self) -> None:
+        """Leave and come again, to read what is committed."""
+        self.topics = []
+        self.poller.do(self.poller.consumer.unsubscribe)
+        self.refresh()
+
+    def _subscribe(self, topics: list[str]) -> None:
+        consumer = self.poller.consumer
+        if topics:
+            consumer.subscribe(topics, on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
+        else:
+            consumer.unsubscribe()
+
+    def _assigned(self, consumer: Any, places: list[TopicPartition]) -> None:
+        """In the poller's thread: go on where the group is."""
+        starts: list[TopicPartition] = []
+        for topic in {place.topic for place in places}:
+            with suppress(KafkaException):
+                self.reads.prepare(topic)
+        for known in self._committed(consumer, places) if places else ():
+            topic, partition, start = known.topic, known.partition, self.reads.start(known.topic, known.partition)
+            state = read(known.metadata) if known.offset >= start else State()
+            offset = max(known.offset, start, 0)
+            kind = OrderedWindow if self.reads.ordered else Window
+            window = kind((topic, partition), offset, state, self.reads.until(topic, partition))
+            window.most = self.reads.most or window.most
+            self.windows[topic, partition] = window
+            at = OFFSET_BEGINNING if known.offset < 0 and start < 0 else offset
+            starts.append(TopicPartition(topic, partition, at))
+        consumer.incremental_assign(starts)
+        self.poller.call(self._joined)
+
+    def _committed(self, consumer: Any, places: list[TopicPartition]) -> list[TopicPartition]:
+        while True:
+            try:
+                known: list[TopicPartition] = consumer.committed(places, timeout=10)
+                if not any(place.error for place in known):
+                    return known
+            except KafkaException as error:
+                self.poller.call(self.transport.troubled, error.args[0])
+            if self.poller.ending:
+                return []
+            time.sleep(AGAIN)
+
+    def _joined(self) -> None:
+        self.joined.set()
+        self.wake()
+
+    def _revoked(self, consumer: Any, places: list[TopicPartition]) -> None:
+        """In the poller's thread: wait until what is in hand is done, or nobody extends it any more."""
+        windows = [w for place in places if (w := self.windows.get((place.topic, place.partition)))]
+        given = threading.Event()
+        if windows and not self.closed:
+            self.poller.call(self._give, windows, given)
+            self.poller.serve(given, self.transport.patience)
+        self.poller.call(self._forget, windows)
+
+    def _lost(self, consumer: Any, places: list[TopicPartition]) -> None:
+        windows = [w for place in places if (w := self.windows.get((place.topic, place.partition)))]
+        for window in windows:
+            window.alive = False
+        self.poller.call(self._forget, windows)
+
+    def _give(self, windows: list[Window], given: threading.Event) -> None:
+        self.transport.spawn(self._giving(windows, given))
+
+    async def _giving(self, windows: list[Window], given: threading.Event) -> None:
+        for window in windows:
+            window.giving = True
+        while self.reads.patient and any(window.held for window in windows if window.alive) and not self.closed:
+            self.finished.clear()
+            await self.finished.wait()
+        if self.committing is not None:
+            await self.committing
+        if not self.closed:
+            await self._commit(windows, clean=True)
+            for window in windows:
+                window.given = window.alive
+        self._forget(windows)
+        given.set()
+
+    def _forget(self, windows: Iterable[Window]) -> None:
+        """These are not ours any more."""
+        gone = set(windows)
+        for window in gone:
+            window.alive = False
+            window.open.clear()
+            if self.windows.get(window.place) is window:
+                del self.windows[window.place]
+        places, arrived = {window.place for window in gone}, self.poller.arrived
+        for raw in [arrived.popleft() for _ in range(len(arrived))]:
+            if (raw.topic(), raw.partition()) not in places:
+                arrived.append(raw)
+        self.finished.set()
+        self.wake()
+
+    # -- commits
+
+    async def commit(self, windows: Iterable[Window]) -> None:
+        """Have what is known of these durable, as far as they are still ours."""
+        self.dirty.update(windows)
+        mine = self.round = self.round or self.loop.create_future()
+        if self.committing is None:
+            self.committing = asyncio.ensure_future(self._commits())
+        await mine
+
+    async def _commits(self) -> None:
+        try:
+            while self.round is not None:
+                windows, done = tuple(self.dirty), self.round
+                self.dirty.clear()
+                self.round = None
+                try:
+                    await self._commit(windows)
+                except Exception as error:
+                    done.set_exception(error)
+                if not done.done():
+                    done.set_result(None)
+        finally:
+            self.committing = None
+
+    async def _commit(self, windows: Iterable[Window], *, clean: bool = False) -> None:
+        """Tries for as long as they are ours."""
+        while alive := [window for window in windows if window.alive]:
+            async with self.exclusive:
+                if await self._committed_now([w for w in alive if w.alive], clean):
+                    return
+            if self.closed:
+                return
+            await asyncio.sleep(AGAIN)
+
+    async def _committed_now(self, windows: Sequence[Window], clean: bool) -> bool:
+        offsets = [TopicPartition(*w.place, w.floor, w.state(clean=clean)) for w in windows]
+        self._hand_over()
+        passed("commit.before")
+        try:
+            found = await self.poller.do(partial(self._store, offsets)) if offsets else ()
+        except KafkaException as error:
+            self.transport.troubled(error.args[0])
+            return False
+        except RuntimeError:  # the consumer is closed
+            return True
+        passed("commit.after")
+        return not any(place.error for place in found)
+
+    def _store(self, offsets: list[TopicPartition]) -> list[TopicPartition]:
+        """In the poller's thread."""
+        return self.poller.consumer.commit(offsets=offsets, asynchronous=False) or []
+
+    # -- time
+
+    def _at(self, name: str, delay: float, call: Callable[[], Any]) -> None:
+        if (before := self.timers.get(name)) is not None:
+            before.cancel()
+        self.timers[name] = self.loop.call_later(delay, call)
+
+    def _hand_over(self) -> None:
+        """While there is work the threads have some too: a loop that is busy starves them of the GIL."""
+        if "hand" not in self.timers:
+            self._at("hand", HAND_OVER, self._handed_over)
+
+    def _handed_over(self) -> None:
+        del self.timers["hand"]
+        time.sleep(1e-6)
+        if self.committing is not None or any(window.held for window in self.windows.values()):
+            self._hand_over()
+
+
+class LiveConsumer:
+    """A live subscription: no group, at most once; a bounded buffer from which the oldest is dropped."""
+
+    lease = math.inf
+
+    def __init__(self, transport: KafkaTransport, pattern: str, config: dict[str, Any]) -> None:
+        self.transport, self.pattern, self.stopped = transport, pattern, False
+        self.known: set[Place] = set()
+        self.future: asyncio.Future[None] | None = None
+        self.poller = Poller(config, self.wake, transport.troubled, LIVE_BUFFER)
+        self.session = Session()
+
+    async def start(self) -> None:
+        """From now on."""
+        places = self.transport.places_of(self.pattern)
+        ends = await self.transport.ends(places)
+        self.known.update(places)
+        self.poller.start()
+        self.poller.assign([TopicPartition(*place, end) for place, end in ends.items()])
+
+    def refresh(self) -> None:
+        """Read also the topics and partitions that are new, from their beginning."""
+        new = [place for place in self.transport.places_of(self.pattern) if place not in self.known]
+        self.known.update(new)
+        if new:
+            self.poller.assign([TopicPartition(*place, OFFSET_BEGINNING) for place in new])
+
+    async def receive(self, limit: int) -> Sequence[Delivery]:
+        while not self.stopped:
+            if taken := self._take(limit):
+                return taken
+            self.future = asyncio.get_running_loop().create_future()
+            await self.future
+        return ()
+
+    def _take(self, limit: int) -> list[Delivery]:
+        poller, taken = self.poller, list[Delivery]()
+        poller.taken()
+        if poller.dropped:
+            dropped, poller.dropped = poller.dropped, 0
+            self.transport.notify(Event("dropped", dropped, self.pattern))
+        while poller.arrived and len(taken) < limit:
+            raw = poller.arrived.popleft()
+            if raw.error() is not None:
+                continue
+            found = opened(self.transport.destinations[raw.topic()], raw)
+            if matches(self.pattern, found.message.destination):
+                taken.append(Delivery(found.message, self.session, None, found.failures, found.crashes))
+        return taken
+
+    def wake(self) -> None:
+        if self.future is not None and not self.future.done():
+            self.future.set_result(None)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Failure]:
+        out = [(index, message) for index, s in enumerate(settlements) for message in s.outgoing]
+        failures = await self.transport.send([message for _, message in out]) if out else ()
+        return [Failure(out[failure.index][0], failure.kind, failure.error) for failure in failures]
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        """There is no lease."""
+
+    async def mark(self, delivery: Delivery) -> bool:
+        return True
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.wake()
+
+    async def close(self) -> None:
+        self.stop()
+        await self.poller.end()
+        self.transport.consumers.pop(self, None)
+
+
+def not_held(index: int, delivery: Delivery) -> Failure:
+    why = "its partition or its lease was lost, or it was settled"
+    return Failure(index, "fenced", BusError(f"{delivery.message.topic!r}: not held any more", why=why))

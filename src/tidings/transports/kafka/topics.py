@@ -1,0 +1,221 @@
+"""Topics: which there are, created when they are first needed; their offsets; and a look into them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._listoffsets import OffsetSpec
+from confluent_kafka.cimpl import NewTopic
+
+from tidings.kernel import errors
+from tidings.kernel.clock import Clock
+from tidings.kernel.message import new_id, seconds
+from tidings.kernel.topics import DEAD, GROUP, REPLY, matches
+from tidings.kernel.transport import Stored, TopicInfo
+from tidings.transports._kafka_records import DELAYED, MOVER, STATE, Names, Place, opened, share
+
+from . import Kafka
+
+BROKEN = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._AUTHENTICATION, KafkaError._SSL}
+FOREVER, HOUR, DAY = "-1", "3600000", "86400000"
+_LATEST: Any = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+_EARLIEST: Any = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
+
+
+class Topics:
+    """The topics of a bus. Subclassed by the transport, which is told what is new by ``renamed``."""
+
+    options: Kafka
+    names: Names
+    clock: Clock
+    loop: asyncio.AbstractEventLoop
+    admin: AdminClient
+    pool: ThreadPoolExecutor
+    wait: float
+    partitions: dict[str, int]  # by Kafka's names
+    destinations: dict[str, str]
+
+    def renamed(self) -> None:
+        raise NotImplementedError
+
+    def troubled(self, error: Any) -> None:
+        raise NotImplementedError
+
+    def group_config(self, group: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+    async def look(self) -> None:
+        """Read the list of topics, and tell consumers what is new. Raises ``KafkaException``."""
+        found = await self.loop.run_in_executor(self.pool, partial(self.admin.list_topics, timeout=2))
+        partitions = {
+            name: len(topic.partitions)
+            for name, topic in found.topics.items()
+            if not topic.error and self.names.destination(name) is not None
+        }
+        if partitions != self.partitions:
+            self.partitions = partitions
+            self._named()
+
+    def _named(self) -> None:
+        self.destinations = {topic: self.names.destination(topic) or topic for topic in self.partitions}
+        self.renamed()
+
+    def _vanished(self, topic: str) -> None:
+        """Somebody deleted it: the next publish creates it again."""
+        self.partitions.pop(topic, None)
+
+    async def ensure(self, destinations: Iterable[str]) -> None:
+        """Create the topics that are not there. Raises ``BusError``."""
+        wanted = {self.names.topic(name): name for name in destinations}
+        missing = {topic: name for topic, name in wanted.items() if topic not in self.partitions}
+        if not missing:
+            return
+        deadline = self.clock.monotonic() + self.wait
+        while missing:
+            topics = [self._new(topic, name) for topic, name in missing.items()]
+            futures = self.admin.create_topics(topics, request_timeout=10)
+            for topic, future in futures.items():
+                if await self._created(topic, future, deadline):
+                    del missing[topic]
+        try:
+            await self.look()
+        except KafkaException as error:
+            self.troubled(error.args[0])
+        for topic, name in wanted.items():
+            if topic not in self.partitions:  # created, and the broker asked does not know it yet
+                self.partitions[topic] = self._new(topic, name).num_partitions
+                self._named()
+
+    async def _created(self, topic: str, future: Any, deadline: float) -> bool:
+        try:
+            await asyncio.wrap_future(future)
+        except KafkaException as error:
+            reason = error.args[0]
+            if reason.code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                return True
+            transient = reason.retriable() or reason.code() in (*BROKEN, KafkaError._TIMED_OUT)
+            if not transient or self.clock.monotonic() > deadline:
+                kind = errors.BusUnavailable if transient else errors.BusError
+                mend = "create it beforehand, or allow this user to"
+                raise kind(f"topic {topic!r} cannot be created", why=reason.str(), mend=mend) from None
+            await asyncio.sleep(0.1)
+            return False
+        return True
+
+    def _new(self, topic: str, name: str) -> NewTopic:
+        options = self.options
+        partitions, config = options.partitions, {"retention.ms": str(int(seconds(options.retain) * 1000))}
+        if name.startswith((GROUP, DEAD, DELAYED)):
+            partitions, config = 1, {"retention.ms": FOREVER}
+        elif name == STATE:
+            partitions, config = 1, {"cleanup.policy": "compact", "min.compaction.lag.ms": DAY}
+        elif name.startswith(REPLY):
+            config = {"retention.ms": HOUR}
+        return NewTopic(topic, partitions, options.replication, config=config)
+
+    def places(self, topic: str) -> list[Place]:
+        return [(topic, partition) for partition in range(self.partitions.get(topic, 0))]
+
+    def places_of(self, pattern: str) -> list[Place]:
+        """All partitions of the topics that match."""
+        if pattern.startswith(REPLY):
+            topic = self.names.topic(pattern)
+            return [(topic, share(pattern, self.partitions[topic]))]
+        return [p for topic, name in self.destinations.items() if matches(pattern, name) for p in self.places(topic)]
+
+    async def _offsets(self, places: Sequence[Place], spec: Any) -> dict[Place, int]:
+        """Of each partition an offset. A topic that was just created may have no leader yet."""
+        found: dict[Place, int] = {}
+        deadline = self.clock.monotonic() + self.wait
+        while left := [place for place in places if place not in found]:
+            asked = {TopicPartition(*place): spec for place in left}
+            futures = self.admin.list_offsets(asked, isolation_level=IsolationLevel.READ_COMMITTED)
+            for place, future in zip(left, futures.values(), strict=True):
+                try:
+                    found[place] = (await asyncio.wrap_future(future)).offset
+                except KafkaException as error:
+                    if self.clock.monotonic() > deadline:
+                        what = f"the offsets of {place[0]!r} cannot be read"
+                        raise errors.BusUnavailable(what, why=error.args[0].str()) from None
+            if len(found) < len(places):
+                await asyncio.sleep(0.02)
+                with suppress(KafkaException):  # else the client goes on believing that there is no leader
+                    await self.look()
+        return found
+
+    async def ends(self, places: Sequence[Place]) -> dict[Place, int]:
+        return await self._offsets(places, _LATEST)
+
+    async def firsts(self, places: Sequence[Place]) -> dict[Place, int]:
+        return await self._offsets(places, _EARLIEST)
+
+    async def offsets_at(self, places: Sequence[Place], time: float) -> dict[Place, int]:
+        """Where each partition was at a time; its end if nothing came since."""
+        found = await self._offsets(places, OffsetSpec.for_timestamp(math.ceil(time * 1000)))
+        later = [place for place, offset in found.items() if offset < 0]
+        return found | (await self.ends(later) if later else {})
+
+    async def topics(self, pattern: str = ">") -> Sequence[TopicInfo]:
+        await self.look()
+        places = self.places_of(pattern)
+        ends, firsts = await self.ends(places), await self.firsts(places)
+        counts: dict[str, int] = {}
+        for topic, partition in places:
+            name = self.destinations[topic]
+            counts[name] = counts.get(name, 0) + ends[topic, partition] - firsts[topic, partition]
+        return [TopicInfo(name, count) for name, count in sorted(counts.items()) if count]
+
+    async def peek(self, pattern: str, after: int = 0, limit: int = 100) -> Sequence[Stored]:
+        await self.look()
+        places = self.places_of(pattern)
+        starts = await (self.offsets_at(places, (after >> 22) / 1000) if after else self.firsts(places))
+        ends = await self.ends(places)
+        wanted = {place: (start, ends[place]) for place, start in starts.items() if start < ends[place]}
+        found = await self.loop.run_in_executor(self.pool, self._read, wanted, after, limit)
+        return sorted(found, key=lambda stored: stored.position)[:limit]
+
+    def _read(self, wanted: Mapping[Place, tuple[int, int]], after: int, limit: int) -> list[Stored]:
+        """Up to ``limit`` of each partition, in a thread."""
+        consumer = Consumer(self.group_config(f"{MOVER}.{new_id()}"))
+        found: list[Stored] = []
+        left = dict(wanted)
+        counts = dict.fromkeys(wanted, 0)
+        try:
+            consumer.assign([TopicPartition(*place, start) for place, (start, _) in wanted.items()])
+            while left:
+                raw = consumer.poll(10)
+                if raw is None:
+                    break
+                place = (str(raw.topic()), int(raw.partition() or 0))
+                if (error := raw.error()) is not None or place not in left:
+                    if error is not None and error.code() == KafkaError._PARTITION_EOF:
+                        left.pop(place, None)
+                    continue
+                position = _position(raw)
+                if position > after:
+                    found.append(Stored(position, opened(self.destinations[place[0]], raw).message))
+                    counts[place] += 1
+                if int(raw.offset() or 0) + 1 >= left[place][1] or counts[place] >= limit:
+                    del left[place]
+        finally:
+            consumer.close()
+        return found
+
+
+def _position(raw: Any) -> int:
+    """When it was stored, in milliseconds, then its offset, then its partition: larger is later."""
+    place = hash_of(raw.topic()) + raw.partition()
+    position: int = raw.timestamp()[1] << 22 | (raw.offset() & 0x3FFF) << 8 | place & 0xFF
+    return position
+
+
+def hash_of(topic: str) -> int:
+    return sum(topic.encode()) * 31

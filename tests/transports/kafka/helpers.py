@@ -1,0 +1,72 @@
+"""A bus of one's own on the session's server, or another; messages, and what comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from tests.servers import server
+
+from tidings.kernel.message import Message, new_id
+from tidings.kernel.transport import Delivery, Event, Settlement, Subscription
+from tidings.transports.kafka import Kafka
+from tidings.transports.kafka.consumers import GroupConsumer
+from tidings.transports.kafka.transport import KafkaTransport
+
+DEADLINE = 20.0
+
+
+@contextlib.asynccontextmanager
+async def bus(
+    *, url: str = "", told: list[Event] | None = None, client: dict[str, str] | None = None, **options: Any
+) -> AsyncIterator[KafkaTransport]:
+    """Open; its topics are deleted in the end."""
+    options.setdefault("namespace", f"t{new_id().replace('-', '')[-14:]}")
+    options = {"session": "1.5s", "refresh": "200ms", **options}
+    query = "&".join(f"{name}={value}" for name, value in options.items())
+    kafka = Kafka.from_url(f"{url or server('kafka').url}?{query}")
+    transport = KafkaTransport(
+        Kafka(**{n: getattr(kafka, n) for n in kafka.__struct_fields__} | {"client": client or {}})
+    )
+    await transport.open((told if told is not None else []).append)
+    try:
+        yield transport
+    finally:
+        with contextlib.suppress(Exception):
+            for future in transport.admin.delete_topics(list(transport.partitions)).values():
+                future.add_done_callback(lambda done: done.exception())
+        await transport.close()
+
+
+def message(topic: str = "orders.placed", body: bytes = b"{}", **fields: Any) -> Message[Any]:
+    return Message(
+        topic, body=body, **{"id": new_id(), "time": time.time(), "type": topic, "source": "tests", **fields}
+    )
+
+
+async def member(transport: KafkaTransport, group: str = "shop.bill", pattern: str = "orders.placed") -> GroupConsumer:
+    consumer = await transport.subscribe(Subscription(app="tests", pattern=pattern, group=group))
+    assert isinstance(consumer, GroupConsumer)
+    return consumer
+
+
+async def take(consumer: GroupConsumer, count: int) -> list[Delivery]:
+    came: list[Delivery] = []
+    async with asyncio.timeout(DEADLINE):
+        while len(came) < count:
+            came += await consumer.receive(count - len(came))
+    return came
+
+
+async def ack(consumer: GroupConsumer, *deliveries: Delivery) -> None:
+    assert not await consumer.settle([Settlement(delivery) for delivery in deliveries])
+
+
+async def until(condition: Callable[[], Any], what: str, within: float = DEADLINE) -> None:
+    end = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < end, f"not within {within:g} s: {what}"
+        await asyncio.sleep(0.01)

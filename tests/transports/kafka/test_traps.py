@@ -1,0 +1,216 @@
+"""What others stumbled over, and so did we: each test fails without its handling."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+from tests.transports.kafka.helpers import ack, bus, member, message, take, until
+
+from tidings.kernel.errors import NoAnswerer, TooLarge
+from tidings.kernel.transport import Event, Retry, Settlement
+from tidings.transports.kafka import clients
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def test_a_commit_does_not_wait_behind_polls() -> None:
+    """A call of another thread loses against the polling one for seconds."""
+
+    async def main() -> None:
+        async with bus() as kafka:
+            consumer = await member(kafka)
+            await kafka.publish([message() for _ in range(20)])
+            taken = await take(consumer, 20)
+            for delivery in taken:
+                began = time.monotonic()
+                await ack(consumer, delivery)
+                assert time.monotonic() - began < 0.5
+            await consumer.close()
+
+    asyncio.run(main())
+
+
+def test_a_full_queue_is_waited_for() -> None:
+    async def main() -> None:
+        async with bus(client={"queue.buffering.max.messages": "50"}) as kafka:
+            consumer = await member(kafka)
+            assert not await kafka.publish(sent := [message() for _ in range(2000)])
+            assert {d.message.id for d in await take(consumer, 2000)} == {m.id for m in sent}
+            await consumer.close()
+
+    asyncio.run(main())
+
+
+def test_who_takes_nothing_stays_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More is there than the buffer holds, and nobody takes it: the thread goes on polling, and loses nothing."""
+    monkeypatch.setattr(clients, "HIGH", 100)
+
+    async def main() -> None:
+        async with bus(client={"max.poll.interval.ms": "2000"}, partitions=1) as kafka:
+            consumer = await member(kafka)
+            sent = [message() for _ in range(3000)]
+            assert not await kafka.publish(sent)
+            await take(consumer, 1)
+            await asyncio.sleep(4)
+            assert consumer.windows, "thrown out of the group"
+            came = await take(consumer, 2999)
+            assert {d.message.id for d in came} < {m.id for m in sent}
+            assert len({d.token for d in came}) == 2999
+            await consumer.close()
+
+    asyncio.run(main())
+
+
+def test_a_partition_in_hand_is_finished_before_it_is_given_up() -> None:
+    """A second member joins amid work: nothing is repeated, nothing is fenced."""
+
+    async def main() -> None:
+        async with bus() as first, bus(namespace=first.options.namespace) as second:
+            mine = await member(first)
+            sent = [message(key=f"k{n}") for n in range(400)]
+            assert not await first.publish(sent)
+            held = await take(mine, 100)
+            other = await member(second)
+            await asyncio.sleep(1.0)  # the rebalance waits for us
+            done = [d.message.id for d in held]
+            await ack(mine, *held)
+
+            async def work(consumer: object) -> None:
+                while batch := await consumer.receive(50):  # type: ignore[attr-defined]
+                    done.extend(d.message.id for d in batch)
+                    await ack(consumer, *batch)  # type: ignore[arg-type]
+
+            working = [asyncio.ensure_future(work(consumer)) for consumer in (mine, other)]
+            await until(lambda: len(done) >= 400 and other.windows, "all handled, by two members")
+            await asyncio.sleep(0.3)
+            assert sorted(done) == sorted(m.id for m in sent)
+            for consumer in (mine, other):
+                consumer.stop()
+            await asyncio.gather(*working)
+            await mine.close()
+            await other.close()
+
+    asyncio.run(main())
+
+
+def test_settled_out_of_order_and_handed_on() -> None:
+    """The committed offset alone would repeat what was settled beyond it."""
+
+    async def main() -> None:
+        async with bus(partitions=1) as kafka:
+            consumer = await member(kafka)
+            await kafka.publish(sent := [message() for _ in range(50)])
+            taken = await take(consumer, 50)
+            await ack(consumer, *taken[1::2])
+            await consumer.close()
+            again = await member(kafka)
+            assert [d.message.id for d in await take(again, 25)] == [m.id for m in sent[::2]]
+            await again.close()
+
+    asyncio.run(main())
+
+
+def test_a_new_topic_of_a_wildcard_is_read_from_its_beginning() -> None:
+    async def main() -> None:
+        async with bus() as kafka, bus(namespace=kafka.options.namespace) as other:
+            consumer = await member(kafka, pattern="sensors.>")
+            sent = [message(f"sensors.s{n}") for n in range(5)]
+            assert not await other.publish(sent)
+            assert {d.message.id for d in await take(consumer, 5)} == {m.id for m in sent}
+            await consumer.close()
+
+    asyncio.run(main())
+
+
+def test_a_longer_delay_goes_by_way_of_the_levels() -> None:
+    """And is in no level any more afterwards; the group sees only the topic."""
+
+    async def main() -> None:
+        async with bus() as kafka:
+            consumer = await member(kafka)
+            await kafka.publish([message()])
+            (first,) = await take(consumer, 1)
+            began = time.time()
+            assert not await consumer.settle([Settlement(first, Retry(2.3, 1))])
+            (again,) = await take(consumer, 1)
+            assert 2.3 <= time.time() - began < 6
+            assert (again.failures, again.message.id, again.message.topic) == (1, first.message.id, "orders.placed")
+            levels = {name for name in kafka.destinations.values() if name.startswith("_tidings.delayed.")}
+            assert "_tidings.delayed.1" in levels
+            await ack(consumer, again)
+            await consumer.close()
+
+    asyncio.run(main())
+
+
+def test_a_topic_that_was_deleted_is_made_again() -> None:
+    async def main() -> None:
+        async with bus(publish_wait="5s") as kafka:
+            assert not await kafka.publish([message()])
+            topic = kafka.names.topic("orders.placed")
+            await asyncio.wrap_future(kafka.admin.delete_topics([topic])[topic])
+            await until(lambda: topic not in kafka.partitions, "the deletion is noticed")
+            assert not await kafka.publish([message()])
+
+    asyncio.run(main())
+
+
+def test_a_smaller_limit_of_a_topic_rejects_the_one_that_is_too_large() -> None:
+    """The broker refuses everything that it was sent together with."""
+
+    async def main() -> None:
+        async with bus() as kafka:
+            topic = kafka.names.topic("orders.placed")
+            admin = AdminClient({"bootstrap.servers": kafka.options.servers})
+            admin.create_topics([NewTopic(topic, 1, 1, config={"max.message.bytes": "2000"})])[topic].result(10)
+            small, large = message(), message(body=b"x" * 5000)
+            (failure,) = await kafka.publish([small, large])
+            assert (failure.index, failure.kind) == (1, "rejected")
+            assert isinstance(failure.error, TooLarge)
+
+    asyncio.run(main())
+
+
+def test_names_that_kafka_does_not_allow() -> None:
+    async def main() -> None:
+        async with bus() as kafka:
+            consumer = await member(kafka, pattern="devices.*.up")
+            await kafka.publish([message("devices.a%2Eb.up"), message("devices.x-Z.up")])
+            came = {d.message.topic for d in await take(consumer, 2)}
+            assert came == {"devices.a%2Eb.up", "devices.x-Z.up"}
+            assert kafka.names.topic("devices.a%2Eb.up").endswith("devices.a-Z2Eb.up")
+            await consumer.close()
+
+    asyncio.run(main())
+
+
+def test_nobody_answers_once_the_answerer_has_gone() -> None:
+    async def main() -> None:
+        async with bus() as kafka, bus(namespace=kafka.options.namespace) as asking:
+            asked = message(address="_request.prices", reply_to="_reply.me")
+            consumer = await member(kafka, "prices", "_request.prices")
+            await until(lambda: "prices" in asking.state.groups, "the group is known everywhere")
+            assert not await asking.publish([asked])
+            await consumer.close()
+            await asyncio.sleep(1.1)
+            (failure,) = await asking.publish([asked])
+            assert isinstance(failure.error, NoAnswerer)
+
+    asyncio.run(main())
+
+
+def test_what_the_client_only_logs_is_told() -> None:
+    """A session timeout that the broker refuses: the group is never joined, and somebody must say why."""
+    told: list[Event] = []
+
+    async def main() -> None:
+        async with bus(told=told, client={"session.timeout.ms": "3000000", "max.poll.interval.ms": "3000000"}) as kafka:
+            consumer = await member(kafka)
+            await until(lambda: "SESSION_TIMEOUT" in kafka.trouble, "told")
+            await consumer.close()
+
+    asyncio.run(main())
