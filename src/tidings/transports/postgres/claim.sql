@@ -5,7 +5,7 @@ CREATE FUNCTION pack(_seqs bigint[]) RETURNS bytea LANGUAGE plpgsql IMMUTABLE AS
 DECLARE n int := cardinality(_seqs); gaps int[];
 BEGIN
     IF _seqs[n] - _seqs[1] = n - 1 THEN
-        RETURN int8send(_seqs[1]) || 'B'::bytea || decode(repeat('01', n - 1), 'hex');
+        RETURN int8send(_seqs[1]) || 'B'::bytea || repeat(E'\001', n - 1)::bytea;
     END IF;
     gaps := ARRAY(SELECT (b - a)::int FROM unnest(_seqs[:n - 1], _seqs[2:]) g(a, b));
     IF 256 > ALL (gaps) THEN
@@ -30,27 +30,19 @@ $$;
 -- Fresh messages of some channels beyond a number, in one snapshot: up to `_limit` and 32 MiB; how far was looked, and
 -- whether there may be more. Few channels are found by index, many by reading on. `_upto`: the highest number when the
 -- channels were read, or before: what came later may be of a channel that came later. `_after`: of ordered groups, the
--- positions of the slots that are mine. `_mixed`: what the group reads differs by number here.
+-- positions of the slots that are mine; only they need `hashes`. `_mixed`: what the group reads differs by number here.
 CREATE FUNCTION fresh(
     _grp int, _channels int[], _from bigint, _upto bigint, _limit int, _after bigint[], _mixed bool,
     OUT seqs bigint[], OUT hashes int[], OUT records bytea, OUT looked bigint, OUT more bool
 ) LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 DECLARE
     width int := greatest(4 * _limit, 1024); each int := 2 * _limit / cardinality(_channels) + 2;
-    sole int := _channels[1]; fit int; bound bigint;
+    most int := 33554432 / _limit; sole int := _channels[1]; small int; bound bigint;
 BEGIN
-    IF cardinality(_channels) = 1 THEN
-        SELECT array_agg(f.seq) FILTER (WHERE f.size < 33554432), array_agg(f.hash) FILTER (WHERE f.size < 33554432),
-            string_agg(f.record, '') FILTER (WHERE f.size < 33554432), count(*)
-        INTO seqs, hashes, records, fit FROM (
-            SELECT m.seq, m.hash, m.record,
-                sum(octet_length(m.record)) OVER (ORDER BY m.seq ROWS UNBOUNDED PRECEDING) - octet_length(m.record) AS size
-            FROM stored m WHERE m.channel = sole AND m.seq > _from AND m.seq <= _upto
-                AND (_after IS NULL OR m.seq > _after[1 + (coalesce(m.hash, m.seq) & 63)])
-                AND (NOT _mixed OR EXISTS (
-                    SELECT FROM route r WHERE r.grp = _grp AND r.channel = m.channel AND m.seq BETWEEN r.first AND r.last))
-            ORDER BY m.seq LIMIT _limit) f;
-        bound := CASE WHEN fit = _limit THEN seqs[cardinality(seqs)] END;
+    IF cardinality(_channels) = 1 AND _after IS NULL AND NOT _mixed THEN
+        SELECT array_agg(f.seq), string_agg(f.record, ''), count(f.record) INTO seqs, records, small FROM (
+            SELECT m.seq, CASE WHEN octet_length(m.record) <= most THEN m.record END AS record FROM stored m
+            WHERE m.channel = sole AND m.seq > _from AND m.seq <= _upto ORDER BY m.seq LIMIT _limit) f;
     ELSIF cardinality(_channels) <= 64 THEN
         WITH seen AS MATERIALIZED (
             SELECT c.channel, s.seq, s.hash, s.record FROM unnest(_channels) c(channel) CROSS JOIN LATERAL (
@@ -63,30 +55,31 @@ BEGIN
         ), bound AS (
             SELECT min(last) AS seq FROM (SELECT max(seq) AS last FROM seen GROUP BY channel HAVING count(*) = each) b
         )
-        SELECT array_agg(f.seq) FILTER (WHERE f.size < 33554432 AND n <= _limit), array_agg(f.hash) FILTER (WHERE f.size < 33554432 AND n <= _limit),
-            string_agg(f.record, '') FILTER (WHERE f.size < 33554432 AND n <= _limit), count(*),
-            (SELECT b.seq FROM bound b)
-        INTO seqs, hashes, records, fit, bound FROM (
-            SELECT s.seq, s.hash, s.record, row_number() OVER w AS n, sum(octet_length(s.record)) OVER w - octet_length(s.record) AS size
-            FROM seen s WHERE s.seq <= coalesce((SELECT b.seq FROM bound b), s.seq)
-            WINDOW w AS (ORDER BY s.seq ROWS UNBOUNDED PRECEDING) ORDER BY s.seq) f;
+        SELECT array_agg(f.seq), array_agg(f.hash), string_agg(f.record, ''), count(f.record), (SELECT b.seq FROM bound b)
+        INTO seqs, hashes, records, small, bound FROM (
+            SELECT s.seq, s.hash, CASE WHEN octet_length(s.record) <= most THEN s.record END AS record
+            FROM seen s WHERE s.seq <= coalesce((SELECT b.seq FROM bound b), s.seq) ORDER BY s.seq LIMIT _limit) f;
     ELSE
         WITH seen AS MATERIALIZED (
             SELECT m.seq, m.channel, m.hash, m.record FROM stored m WHERE m.seq > _from AND m.seq <= _upto ORDER BY m.seq LIMIT width
         )
-        SELECT array_agg(f.seq) FILTER (WHERE f.size < 33554432 AND n <= _limit), array_agg(f.hash) FILTER (WHERE f.size < 33554432 AND n <= _limit),
-            string_agg(f.record, '') FILTER (WHERE f.size < 33554432 AND n <= _limit), count(*),
+        SELECT array_agg(f.seq), array_agg(f.hash), string_agg(f.record, ''), count(f.record),
             (SELECT max(s.seq) FROM seen s HAVING count(*) = width)
-        INTO seqs, hashes, records, fit, bound FROM (
-            SELECT s.seq, s.hash, s.record, row_number() OVER w AS n, sum(octet_length(s.record)) OVER w - octet_length(s.record) AS size
+        INTO seqs, hashes, records, small, bound FROM (
+            SELECT s.seq, s.hash, CASE WHEN octet_length(s.record) <= most THEN s.record END AS record
             FROM seen s WHERE s.channel = ANY (_channels)
                 AND (_after IS NULL OR s.seq > _after[1 + (coalesce(s.hash, s.seq) & 63)])
                 AND (NOT _mixed OR EXISTS (
                     SELECT FROM route r WHERE r.grp = _grp AND r.channel = s.channel AND s.seq BETWEEN r.first AND r.last))
-            WINDOW w AS (ORDER BY s.seq ROWS UNBOUNDED PRECEDING) ORDER BY s.seq) f;
+            ORDER BY s.seq LIMIT _limit) f;
     END IF;
-    IF coalesce(cardinality(seqs), 0) < fit THEN
-        bound := seqs[cardinality(seqs)];
+    IF small < cardinality(seqs) THEN  -- some are large: fewer at a time
+        SELECT f.seqs, f.hashes, f.records, f.looked, f.more INTO seqs, hashes, records, looked, more
+        FROM fresh(_grp, _channels, _from, _upto, greatest(_limit / 8, 1), _after, _mixed) f;
+        RETURN;
+    END IF;
+    IF cardinality(seqs) = _limit THEN
+        bound := seqs[_limit];
     END IF;
     more := bound IS NOT NULL;
     looked := coalesce(bound, greatest(_upto, _from));
@@ -118,7 +111,7 @@ $$;
 CREATE FUNCTION claim(
     _grp int, _member int, _claim bigint, _limit int, _suspects int,
     OUT again bigint[], OUT takes int[], OUT failures int[], OUT crashes int[], OUT suspects bool[], OUT parked_records bytea,
-    OUT seqs bigint[], OUT hashes int[], OUT records bytea, OUT more bool, OUT wait float8, OUT generation int
+    OUT seqs bigint[], OUT records bytea, OUT more bool, OUT wait float8, OUT generation int
 ) LANGUAGE plpgsql AS $$
 DECLARE
     now float8 := unix(); g record; c record; f record; due_soon float8; due_suspect float8;
@@ -174,12 +167,10 @@ BEGIN
                 place := f.looked;
                 IF seqs IS NULL THEN
                     seqs := f.seqs;
-                    hashes := f.hashes;
                     records := f.records;
                 ELSIF f.seqs IS NOT NULL THEN
                     rising := rising AND f.seqs[1] > seqs[cardinality(seqs)];
                     seqs := seqs || f.seqs;
-                    hashes := hashes || f.hashes;
                     records := records || f.records;
                 END IF;
                 room := room - coalesce(cardinality(f.seqs), 0);
@@ -190,7 +181,7 @@ BEGIN
                 UPDATE cursor SET seq = place WHERE grp = _grp AND priority = c.priority;
             END IF;
             lowest := least(lowest, place);
-            EXIT WHEN more AND room = 0;
+            EXIT WHEN more AND (room = 0 OR seqs IS NOT NULL);  -- what has less priority comes later
         END LOOP;
         IF g.ended >= 0 AND lowest >= g.ended AND NOT more THEN
             PERFORM forget(_grp);

@@ -158,16 +158,16 @@ class GroupConsumer(Waiting):
                 held = hands.takes[self.group, seq] = Held(self.group, {seq}, now, self)
                 held.take, held.failures, held.crashes, held.suspect = take, failures, crashes, suspect
                 came.append(Delivery(message, held, seq, failures, crashes, suspect))
-        if row["seqs"]:
-            fresh = list(zip(messages(row["records"], len(row["seqs"])), row["seqs"], row["hashes"], strict=True))
-            if self.subscription.ordered and row["behind"]:
-                behind = set(row["behind"])
-                fresh = [entry for entry in fresh if entry[1] not in behind]
-            if fresh:
-                claim = hands.claims[id] = Held(self.group, {seq for _, seq, _ in fresh}, now, self, id)
-                came += [Delivery(message, claim, seq) for message, seq, _ in fresh]
-                if self.subscription.ordered:
-                    claim.hashes = {seq: hash for _, seq, hash in fresh}
+        if seqs := row["seqs"]:
+            fresh = zip(messages(row["records"], len(seqs)), seqs, strict=True)
+            claim = Held(self.group, set(seqs), now, self, id)
+            if self.subscription.ordered:
+                claim.todo.difference_update(row["behind"])
+                claim.hashes = {seq: hash for seq, hash in zip(seqs, row["hashes"], strict=True) if seq in claim.todo}
+                fresh = (entry for entry in fresh if entry[1] in claim.todo)  # type: ignore[assignment]
+            if claim.todo:
+                hands.claims[id] = claim
+            came += [Delivery(message, claim, seq) for message, seq in fresh]
         return came
 
     async def settle(self, settlements: Sequence[spi.Settlement]) -> Sequence[Failure]:

@@ -3,7 +3,7 @@ DO $$
 DECLARE f regprocedure;
 BEGIN
     FOR f IN SELECT oid FROM pg_proc WHERE pronamespace = current_schema()::regnamespace AND proname IN (
-        'channels', 'move', 'apply', 'claim', 'claim_ordered', 'mark', 'give_back', 'resync', 'enter', 'appear', 'beat', 'expire',
+        'channels', 'move', 'apply', 'acked', 'claim', 'claim_ordered', 'mark', 'give_back', 'resync', 'enter', 'appear', 'beat', 'expire',
         'look', 'news', 'register', 'quit', 'depart', 'unanswered', 'tick', 'rename', 'drop_group', 'seek', 'retain', 'groups_info',
         'topics_info', 'holder', 'send', 'enlist', 'signal', 'live', 'patterns', 'names', 'fields')
     LOOP

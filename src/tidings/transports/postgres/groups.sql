@@ -90,12 +90,17 @@ END $$;
 CREATE FUNCTION news(_seen bigint, _known int, OUT seen bigint, OUT channels int[], OUT due float8, OUT new json)
 LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 BEGIN
-    SELECT max(s.seq), CASE WHEN count(*) <= 20000 THEN coalesce(array_agg(DISTINCT channel), '{}') END INTO seen, channels
-    FROM (SELECT m.seq, m.channel FROM stored m WHERE m.seq > _seen ORDER BY m.seq LIMIT 20001) s;
-    IF channels IS NULL THEN
-        seen := (SELECT max(m.seq) FROM stored m);
+    seen := greatest(_seen, (SELECT max(m.seq) FROM stored m));
+    IF seen = _seen THEN
+        channels := '{}';
+    ELSIF (SELECT count(*) FROM (SELECT FROM channel LIMIT 65) c) <= 64 THEN
+        channels := ARRAY(
+            SELECT c.id FROM channel c
+            WHERE EXISTS (SELECT FROM stored m WHERE m.channel = c.id AND m.seq > _seen AND m.seq <= news.seen));
+    ELSE
+        SELECT CASE WHEN count(*) <= 20000 THEN array_agg(DISTINCT s.channel) END INTO channels
+        FROM (SELECT m.channel FROM stored m WHERE m.seq > _seen AND m.seq <= news.seen ORDER BY m.seq LIMIT 20001) s;
     END IF;
-    seen := coalesce(seen, _seen);
     due := (SELECT min(d.due) FROM delayed d) - unix();
     new := (SELECT json_agg(json_build_array(id, topic, priority)) FROM channel WHERE id > _known);
 END $$;

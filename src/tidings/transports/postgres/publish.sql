@@ -7,8 +7,10 @@ CREATE FUNCTION numbering() RETURNS void LANGUAGE sql VOLATILE AS
     $$ SELECT pg_advisory_xact_lock('log'::regclass::oid::int, 0) $$;
 
 -- This transaction may be lost with the server: whatever it did would only be done again.
-CREATE FUNCTION soft() RETURNS void LANGUAGE sql VOLATILE AS
-    $$ SELECT set_config('synchronous_commit', 'off', true) $$;
+CREATE FUNCTION soft() RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+END $$;
 
 CREATE FUNCTION grow(_rows bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE begun bigint; number int;
@@ -62,30 +64,35 @@ BEGIN
 END $$;
 
 -- Store messages; those of `_dead` channels outside retention. Answers the channels that no group reads. `_names`: all
--- there are; with one, `_channels` is NULL; so are `_dues` and `_hashes` when none has any.
-CREATE FUNCTION store(_names int[], _channels int[], _dues float8[], _hashes int[], _records bytea[], _dead int[]) RETURNS int[]
-LANGUAGE plpgsql AS $$
-DECLARE now float8; used bigint; sole int := _names[1]; n int := cardinality(_records);
+-- there are; with one, `_channels` is NULL; so are `_dues` and `_hashes` when none has any. A message's record is the
+-- part of `_records` that its start and its length say: one value is cheaper to send and to read than an array.
+CREATE FUNCTION store(
+    _names int[], _channels int[], _dues float8[], _hashes int[], _starts int[], _lengths int[], _records bytea, _dead int[]
+) RETURNS int[] LANGUAGE plpgsql AS $$
+DECLARE now float8; used bigint; sole int := _names[1]; n int := cardinality(_starts);
 BEGIN
     PERFORM numbering();
     now := unix();
     used := room(n);
     IF _dues IS NOT NULL THEN
         INSERT INTO delayed(due, topic, priority, hash, record)
-        SELECT r.due, c.topic, c.priority, r.hash, r.record
-        FROM unnest(_channels, _dues, _hashes, _records) r(channel, due, hash, record) JOIN channel c ON c.id = coalesce(r.channel, sole)
-        WHERE r.due > now;
-        SELECT array_agg(coalesce(channel, sole)), array_agg(hash), array_agg(record), count(*) INTO _channels, _hashes, _records, n
-        FROM unnest(_channels, _dues, _hashes, _records) r(channel, due, hash, record) WHERE due IS NULL OR due <= now;
+        SELECT r.due, c.topic, c.priority, r.hash, substring(_records, r.start, r.length)
+        FROM unnest(_channels, _dues, _hashes, _starts, _lengths) r(channel, due, hash, start, length)
+        JOIN channel c ON c.id = coalesce(r.channel, sole) WHERE r.due > now;
+        SELECT array_agg(coalesce(channel, sole)), array_agg(hash), array_agg(start), array_agg(length), count(*)
+        INTO _channels, _hashes, _starts, _lengths, n
+        FROM unnest(_channels, _dues, _hashes, _starts, _lengths) r(channel, due, hash, start, length) WHERE due IS NULL OR due <= now;
     END IF;
     PERFORM setval('seq', used + n) WHERE n > 0;
     IF _channels IS NULL AND sole <> ALL (_dead) THEN
-        INSERT INTO log SELECT used + r.n, sole, r.hash, now, r.record FROM unnest(_hashes, _records) WITH ORDINALITY r(hash, record, n);
+        INSERT INTO log SELECT used + r.n, sole, r.hash, now, substring(_records, r.start, r.length)
+        FROM unnest(_hashes, _starts, _lengths) WITH ORDINALITY r(hash, start, length, n);
     ELSE
-        INSERT INTO log SELECT used + r.n, r.channel, r.hash, now, r.record
-        FROM unnest(_channels, _hashes, _records) WITH ORDINALITY r(channel, hash, record, n) WHERE channel <> ALL (_dead);
-        INSERT INTO dead SELECT used + r.n, coalesce(r.channel, sole), r.hash, now, r.record
-        FROM unnest(_channels, _hashes, _records) WITH ORDINALITY r(channel, hash, record, n)
+        INSERT INTO log SELECT used + r.n, r.channel, r.hash, now, substring(_records, r.start, r.length)
+        FROM unnest(_channels, _hashes, _starts, _lengths) WITH ORDINALITY r(channel, hash, start, length, n)
+        WHERE channel <> ALL (_dead);
+        INSERT INTO dead SELECT used + r.n, coalesce(r.channel, sole), r.hash, now, substring(_records, r.start, r.length)
+        FROM unnest(_channels, _hashes, _starts, _lengths) WITH ORDINALITY r(channel, hash, start, length, n)
         WHERE cardinality(_dead) > 0 AND coalesce(channel, sole) = ANY (_dead);
     END IF;
     RETURN ARRAY(
@@ -107,14 +114,45 @@ BEGIN
         WHERE d.due = m.due AND d.n = m.n RETURNING d.*
     )
     SELECT count(*) AS count, array_agg(topic ORDER BY due, n) AS topics, array_agg(priority ORDER BY due, n) AS priorities,
-        array_agg(hash ORDER BY due, n) AS hashes, array_agg(record ORDER BY due, n) AS records INTO due_now FROM gone;
+        array_agg(hash ORDER BY due, n) AS hashes, array_agg(stop - length + 1 ORDER BY due, n) AS starts,
+        array_agg(length ORDER BY due, n) AS lengths, string_agg(record, '' ORDER BY due, n) AS records INTO due_now
+    FROM (
+        SELECT gone.*, octet_length(record) AS length, (sum(octet_length(record)) OVER (ORDER BY due, n))::int AS stop FROM gone
+    ) g;
     IF due_now.count > 0 THEN
         PERFORM store(
-            ARRAY(SELECT DISTINCT unnest(c.ids)), c.ids, NULL, due_now.hashes, due_now.records,
+            ARRAY(SELECT DISTINCT unnest(c.ids)), c.ids, NULL, due_now.hashes, due_now.starts, due_now.lengths, due_now.records,
             ARRAY(SELECT id FROM channel WHERE id = ANY (c.ids) AND topic LIKE '\_dead.%'))
         FROM (SELECT channels(due_now.topics, due_now.priorities) AS ids) c;
     END IF;
     RETURN due_now.count = 1000;
+END $$;
+
+-- Strike settled numbers off claims: what is left of each, NULL: nothing. Answers of each whether it was ours.
+CREATE FUNCTION strike(_member int, _claims bigint[], _todos bytea[]) RETURNS bool[] LANGUAGE plpgsql AS $$
+DECLARE mine bigint[];
+BEGIN
+    IF cardinality(_claims) = 1 AND _todos[1] IS NULL THEN
+        DELETE FROM claim WHERE id = _claims[1] AND member = _member;
+        RETURN ARRAY[FOUND];
+    END IF;
+    WITH u AS (SELECT * FROM unnest(_claims, _todos) u(id, todo)),
+    kept AS (
+        UPDATE claim c SET todo = u.todo FROM u WHERE c.id = u.id AND c.member = _member AND u.todo IS NOT NULL RETURNING c.id
+    ), gone AS (
+        DELETE FROM claim c USING u WHERE c.id = u.id AND c.member = _member AND u.todo IS NULL RETURNING c.id
+    )
+    SELECT array_agg(id) INTO mine FROM (SELECT id FROM kept UNION ALL SELECT id FROM gone) k;
+    RETURN ARRAY(SELECT coalesce(c.id = ANY (mine), false) FROM unnest(_claims) WITH ORDINALITY c(id, n) ORDER BY n);
+END $$;
+
+-- A batch that only acknowledges fresh messages.
+CREATE FUNCTION acked(_member int, _claims bigint[], _todos bytea[], OUT ok bool[], OUT unrouted int[], OUT stored bigint)
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true);
+    ok := strike(_member, _claims, _todos);
+    unrouted := '{}';
 END $$;
 
 -- One batch of a process's writer: settle, park, publish; what is no longer ours is skipped together with its outputs.
@@ -124,22 +162,14 @@ CREATE FUNCTION apply(
     _member int, _claims bigint[], _todos bytea[], _grps int[], _seqs bigint[], _takes int[],
     _park_ref int[], _park_grp int[], _park_seq bigint[], _park_hash int[], _park_delay float8[], _park_failures int[],
     _park_crashes int[], _park_take int[], _park_why text[],
-    _ref int[], _names int[], _channels int[], _dues float8[], _hashes int[], _records bytea[], _dead int[],
-    _synchronous text, OUT ok bool[], OUT unrouted int[], OUT stored bigint
+    _ref int[], _names int[], _channels int[], _dues float8[], _hashes int[], _starts int[], _lengths int[], _records bytea,
+    _dead int[], _synchronous text, OUT ok bool[], OUT unrouted int[], OUT stored bigint
 ) LANGUAGE plpgsql AS $$
-DECLARE mine bigint[];
 BEGIN
     PERFORM set_config('synchronous_commit', _synchronous, true) WHERE _synchronous <> '';
     ok := '{}';
     IF cardinality(_claims) > 0 THEN
-        WITH u AS (SELECT * FROM unnest(_claims, _todos) u(id, todo)),
-        kept AS (
-            UPDATE claim c SET todo = u.todo FROM u WHERE c.id = u.id AND c.member = _member AND u.todo IS NOT NULL RETURNING c.id
-        ), gone AS (
-            DELETE FROM claim c USING u WHERE c.id = u.id AND c.member = _member AND u.todo IS NULL RETURNING c.id
-        )
-        SELECT array_agg(id) INTO mine FROM (SELECT id FROM kept UNION ALL SELECT id FROM gone) k;
-        ok := ARRAY(SELECT coalesce(c.id = ANY (mine), false) FROM unnest(_claims) WITH ORDINALITY c(id, n) ORDER BY n);
+        ok := strike(_member, _claims, _todos);
     END IF;
     IF cardinality(_seqs) > 0 THEN
         WITH gone AS (
@@ -157,13 +187,14 @@ BEGIN
         ) p(ref, grp, seq, hash, delay, failures, crashes, take, why) WHERE ok[ref] ON CONFLICT DO NOTHING;
     END IF;
     IF false = ANY (ok) AND _ref IS NOT NULL THEN
-        SELECT array_agg(coalesce(channel, _names[1])), array_agg(due), array_agg(hash), array_agg(record)
-        INTO _channels, _dues, _hashes, _records
-        FROM unnest(_ref, _channels, _dues, _hashes, _records) r(ref, channel, due, hash, record) WHERE ref = 0 OR ok[ref];
+        SELECT array_agg(coalesce(channel, _names[1])), array_agg(due), array_agg(hash), array_agg(start), array_agg(length)
+        INTO _channels, _dues, _hashes, _starts, _lengths
+        FROM unnest(_ref, _channels, _dues, _hashes, _starts, _lengths) r(ref, channel, due, hash, start, length)
+        WHERE ref = 0 OR ok[ref];
     END IF;
     unrouted := '{}';
-    IF cardinality(_records) > 0 THEN
-        unrouted := store(_names, _channels, _dues, _hashes, _records, _dead);
+    IF cardinality(_starts) > 0 THEN
+        unrouted := store(_names, _channels, _dues, _hashes, _starts, _lengths, _records, _dead);
         stored := (SELECT max(m.seq) FROM stored m);
     END IF;
 END $$;

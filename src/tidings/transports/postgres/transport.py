@@ -173,25 +173,25 @@ class PostgresTransport:
 
     def _told(self, batch: Batch, lost: list[Held], answer: Any) -> None:
         """After a commit of ours: who has something to do?"""
-        topics: dict[str, int] = {}
+        where = {row[0] for row in batch.rows}
+        topics, channels = {topic for topic, _ in where}, self.writer.channels
         stored, unrouted = answer["stored"] or 0, answer["unrouted"]
         self.head = max(self.head, stored)
         if stored - len(batch.rows) <= self.seen:  # nobody else stored between
             self.seen = self.head
-        for (topic, _), due, *_ in batch.rows:
-            topics[topic] = topics.get(topic, 0) + 1
-            if due is not None and due < self.due:
-                self.due = due
-                self.news.set()
-        if any(self.writer.channels[where] not in self.names for where in {row[0] for row in batch.rows}):
+        due = min((row[1] for row in batch.rows if row[1] is not None), default=self.due)
+        if due < self.due:
+            self.due = due
+            self.news.set()
+        if any(channels[each] not in self.names for each in where):
             self.look_for_news()
         self._wake_topics(topics)
         self.wake_groups(batch.woken)
-        if deaf := {self.writer.channels[where]: where[0] for where, *_ in batch.rows} if unrouted else {}:
-            names = {deaf[id] for id in unrouted if id in deaf}
-            silent = [n for n in names if not n.startswith((DEAD, REPLY)) and not self.matcher.match(n)]
+        if deaf := {topic for topic, priority in where if channels[topic, priority] in unrouted} if unrouted else set():
+            silent = {name for name in deaf if not name.startswith((DEAD, REPLY)) and not self.matcher.match(name)}
             if silent:
-                self.notify(Event("unrouted", sum(topics[name] for name in silent), silent[0]))
+                count = sum(row[0][0] in silent for row in batch.rows)
+                self.notify(Event("unrouted", count, min(silent)))
         if topics or batch.woken:
             self.signal(group for group in batch.woken if group > 0)
 
