@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cached_property
 from importlib.metadata import version
 from threading import Event
@@ -123,7 +123,8 @@ class Raw:
             if sink.more():
                 consumer.commit()
             else:
-                consumer.commit(asynchronous=False)
+                with suppress(KafkaException):  # the commits before it had all, which ``left`` will tell
+                    consumer.commit(asynchronous=False)
 
     async def left(self) -> int:
         consumer = self._consumer()

@@ -28,7 +28,7 @@ def test_examples_run(page: Path, tmp_path: Path) -> None:
         lines[first : first + len(source)] = source
     if not any(lines):
         return
-    script = tmp_path / f"{page.stem}.py"
+    script = tmp_path / f"page_{page.stem}.py"  # no name that an example imports
     script.write_text("\n".join(lines))
     done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

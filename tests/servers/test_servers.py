@@ -44,7 +44,7 @@ def alive(pid: int) -> bool:
     return False
 
 
-def until(true: Callable[[], bool], seconds: float = 10.0) -> bool:
+def until(true: Callable[[], bool], seconds: float = 20.0) -> bool:
     deadline = time.monotonic() + seconds
     while not true() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -281,8 +281,9 @@ class Other:
 
     def __init__(self, name: str, **env: str) -> None:
         command = [sys.executable, "-c", SCRIPT, name]
+        alone = {name: value for name, value in os.environ.items() if name != "PYTEST_XDIST_TESTRUNUID"}
         self.process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, cwd=ROOT, env=alone | env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert self.process.stdout is not None
         self.url, self.pids, folder = json.loads(self.process.stdout.readline())

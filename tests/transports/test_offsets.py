@@ -184,3 +184,18 @@ def test_gaps_in_what_was_settled() -> None:
         after.settle(delivery)
     assert (after.floor, read(after.state(clean=True))) == (30, State())
     assert [d.token for d in fed(after, range(30, 32))] == [30, 31]
+
+
+def test_what_the_log_has_lost_is_passed_over() -> None:
+    """Retention and compaction leave gaps, which nobody may wait for; but none that could not be remembered."""
+    window = Window(PLACE, 10, State())
+    window.reach(100_000)
+    (delivery,) = fed(window, range(100_000, 100_001))
+    assert window.floor == 100_000
+    window.reach(100_000 + SPAN - 1)
+    assert (window.floor, window.next) == (100_000, 100_000 + SPAN - 1)
+    window.reach(300_000)
+    assert window.next == 100_000 + SPAN - 1
+    window.settle(delivery)
+    window.reach(300_000)
+    assert window.floor == 300_000

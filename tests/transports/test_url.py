@@ -8,6 +8,7 @@ from msgspec import Struct
 from tidings.kernel.errors import Duration, InvalidOption, InvalidURL
 from tidings.kernel.message import seconds
 from tidings.transports._url import Location, fill, locate, shown
+from tidings.urls import options_for
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -64,3 +65,21 @@ def test_bad_options_are_named(query: dict[str, str], says: str) -> None:
 def test_a_password_is_not_shown() -> None:
     assert shown("amqp://shop:secret@h:1/v?a=b@c") == "amqp://shop@h:1/v?a=b@c"
     assert shown("amqp://h/v") == "amqp://h/v"
+    assert shown("redis://h?sentinel_password=secret&db=1") == "redis://h?sentinel_password=***&db=1"
+
+
+def test_one_that_is_not_encoded_is_not_shown_either() -> None:
+    with pytest.raises(InvalidURL, match="percent-encode") as refused:
+        locate("kafka://shop:sec/ret@h:1", 9092)
+    assert "sec" not in str(refused.value)
+
+
+@pytest.mark.parametrize("scheme", ["postgresql", "nats", "amqp", "redis", "kafka"])
+@pytest.mark.parametrize("login", ["shop:secret", "secret"])
+def test_options_do_not_show_one_either(scheme: str, login: str) -> None:
+    if login == "shop:secret" or scheme == "nats":  # where a user alone is a token
+        options = options_for(
+            f"{scheme}://{login}@localhost/1" if scheme == "redis" else f"{scheme}://{login}@localhost"
+        )
+        assert "secret" not in repr(options)
+        assert "localhost" in repr(options)

@@ -28,7 +28,8 @@ USUAL = ("ce_specversion", "ce_id", "ce_source", "ce_type", "ce_time")
 Place = tuple[str, int]
 """A topic, as Kafka knows it, and a partition."""
 
-Headers = list[tuple[str, str | bytes | None]]
+Headers = list[tuple[str, str | bytes | None]] | dict[str, str | bytes | None]
+"""As the client takes them; a dict of texts is nothing that the garbage collector looks into."""
 
 
 _stamp = lru_cache(16)(stamp)  # what is published together has the same time
@@ -44,7 +45,7 @@ def _decoded(text: bytes) -> str:
     return text.decode("utf-8", "replace")
 
 
-class Record(Struct, frozen=True):
+class Record(Struct, frozen=True, gc=False):
     """What is produced. ``partition`` -1: by key."""
 
     topic: str
@@ -99,21 +100,19 @@ def headers_of(message: Message[Any], told: Mapping[str, str] | None = None) -> 
     """A message's headers; ``told``: the attributes, where they are not its own."""
     m: Any = message
     if told is not None or m.priority or not m.deliver_at is m.expires_at is m.reply_to is m.address is None:
-        headers: Headers = [(f"ce_{name}", value) for name, value in (told or attributes(m)).items()]
+        own: dict[str, str | bytes | None] = {f"ce_{name}": value for name, value in (told or attributes(m)).items()}
     else:  # what is usual, at a third of the cost
-        headers = [("ce_specversion", "1.0"), ("ce_id", m.id), ("ce_source", m.source), ("ce_type", m.type)]
-        headers.append(("ce_time", _stamp(m.time)))
+        own = {"ce_specversion": "1.0", "ce_id": m.id, "ce_source": m.source, "ce_type": m.type}
+        own["ce_time"] = _stamp(m.time)
         if m.key is not None:
-            headers.append(("ce_partitionkey", m.key))
+            own["ce_partitionkey"] = m.key
         if m.correlation_id is not None:
-            headers.append(("ce_correlationid", m.correlation_id))
+            own["ce_correlationid"] = m.correlation_id
         if m.causation_id is not None:
-            headers.append(("ce_causationid", m.causation_id))
+            own["ce_causationid"] = m.causation_id
     if m.content_type:
-        headers.append(("content-type", m.content_type))
-    if m.headers:
-        headers += m.headers
-    return headers
+        own["content-type"] = m.content_type
+    return [*own.items(), *m.headers] if m.headers else own
 
 
 def record(names: Names, message: Message[Any], partitions: Mapping[str, int], turn: int) -> Record:
@@ -129,7 +128,8 @@ def record(names: Names, message: Message[Any], partitions: Mapping[str, int], t
 
 def delayed(names: Names, to: Record, due: float, now: float) -> Record:
     """A record on its way to where it belongs, by way of a level of delays."""
-    headers: Headers = [("tdgto", to.topic), ("tdgdue", repr(due)), *to.headers]
+    own = to.headers.items() if isinstance(to.headers, dict) else to.headers
+    headers: Headers = [("tdgto", to.topic), ("tdgdue", repr(due)), *own]
     return Record(names.topic(f"{DELAYED}{level(due - now)}"), to.value, to.key, headers)
 
 

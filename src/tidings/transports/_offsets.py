@@ -83,6 +83,7 @@ class Window(Session):
         "paused",
         "place",
         "settled",
+        "since",
         "suspects",
         "until",
         "upto",
@@ -108,6 +109,7 @@ class Window(Session):
         self.held = 0
         self.waiting: dict[int, Message[Any]] = {}  # of those not in hand
         self.back: list[tuple[float, int]] = []  # a heap by due time
+        self.since = 0  # what its reader had read by then belongs to a former session
         self.aside: deque[Any] = deque()  # read, and beyond what may be handed out
         self.paused = self.giving = self.given = False
 
@@ -118,7 +120,13 @@ class Window(Session):
 
     @property
     def full(self) -> bool:
-        return len(self.open) >= self.most or self.next - self.floor >= SPAN
+        upcoming = self.aside[0].offset() if self.aside else self.next
+        return len(self.open) >= self.most or upcoming - self.floor >= SPAN
+
+    def reach(self, offset: int) -> None:
+        """The next record is this one: there is nothing before it. Not so far that it could not be remembered."""
+        if not self.open or offset - self.floor < SPAN:
+            self.next = max(self.next, offset)
 
     def wanted(self, offset: int) -> bool:
         """Whether a record that was read is one to hand out; it counts as seen."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_type_hints
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from tidings.kernel.errors import Duration, InvalidOption, InvalidURL, nearest
 from tidings.kernel.message import seconds
@@ -34,6 +35,8 @@ def locate(url: str, port: int) -> Location:
     parts = urlsplit(url)
     login, at, places = parts.netloc.rpartition("@")
     user, _, password = login.partition(":")
+    if not at and "@" in url.partition("?")[0]:
+        raise InvalidURL("the user or the password has a / or # in it", mend="percent-encode it: %2F, %23")
     hosts = tuple(_host(place, port, parts.scheme) for place in places.split(",") if place)
     if at and not user and not password:
         raise InvalidURL(f"{shown(url)!r} has an @ and no user", mend="scheme://user:password@host")
@@ -55,7 +58,20 @@ def shown(url: str) -> str:
     place, mark, query = url.partition("?")
     before, at, after = place.rpartition("@")
     scheme, separator, login = before.partition("://")
+    query = re.sub(r"(?i)((?:^|&)[^=&]*(?:password|token)[^=&]*=)[^&]*", r"\1***", query)
     return f"{scheme}{separator}{login.partition(':')[0]}{at}{after}{mark}{query}"
+
+
+def hidden(options: Struct) -> str:
+    """The ``repr`` of options, as it may be logged: no password, and no token that stands for one."""
+    told = structs.asdict(options)
+    secret = {"password", "client"} if told.get("password") or "password" not in told else {"user", "client"}
+    for name, value in told.items():
+        if value and (name in secret or "password" in name):
+            told[name] = "***"
+        elif isinstance(value, str) and "://" in value:
+            told[name] = shown(value)
+    return f"{type(options).__name__}({', '.join(f'{name}={value!r}' for name, value in told.items())})"
 
 
 def fill(kind: type[OptionsT], url: str, query: Mapping[str, str], **given: Any) -> OptionsT:

@@ -6,12 +6,13 @@ import asyncio
 import time
 
 import pytest
+from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from tests.transports.kafka.helpers import ack, bus, member, message, take, until
 
 from tidings.kernel.errors import NoAnswerer, TooLarge
-from tidings.kernel.transport import Event, Retry, Settlement
+from tidings.kernel.transport import Event, Retry, Settlement, Subscription
 from tidings.transports.kafka import clients
 
 pytestmark = pytest.mark.timeout(60)
@@ -211,6 +212,48 @@ def test_what_the_client_only_logs_is_told() -> None:
         async with bus(told=told, client={"session.timeout.ms": "3000000", "max.poll.interval.ms": "3000000"}) as kafka:
             consumer = await member(kafka)
             await until(lambda: "SESSION_TIMEOUT" in kafka.trouble, "told")
+            await consumer.close()
+
+    asyncio.run(main())
+
+
+def test_what_retention_has_deleted_is_passed_over() -> None:
+    """The first record there is lies further than is ever declared as handed out at once."""
+
+    async def main() -> None:
+        async with bus(partitions=1) as kafka:
+            for _ in range(30):
+                await kafka.publish([message() for _ in range(100)])
+            topic = kafka.names.topic("orders.placed")
+            (deleted,) = kafka.admin.delete_records([TopicPartition(topic, 0, 2990)]).values()
+            await asyncio.wrap_future(deleted)
+            asked = Subscription(app="tests", pattern="orders.placed", group="shop.bill", start=0.0)
+            consumer = await kafka.subscribe(asked)
+            taken = await take(consumer, 10)
+            assert [delivery.token for delivery in taken] == list(range(2990, 3000))
+            await ack(consumer, *taken)
+            await consumer.close()
+
+    asyncio.run(main())
+
+
+def test_a_topic_that_cannot_be_made_touches_no_other_output() -> None:
+    """Two topics that Kafka takes for one: the output to the second is refused, and the rest of the batch settled."""
+
+    async def main() -> None:
+        async with bus() as kafka:
+            consumer = await member(kafka)
+            await kafka.publish([message() for _ in range(3)])
+            await kafka.publish([message("billing.made")])
+            taken = await take(consumer, 3)
+            bad, good = message("billing_made"), message("billing.made")
+            settlements = [
+                Settlement(taken[0], outgoing=(bad,)),
+                Settlement(taken[1], outgoing=(good,)),
+                Settlement(taken[2]),
+            ]
+            (failure,) = await consumer.settle(settlements)
+            assert (failure.index, failure.kind) == (0, "rejected")
             await consumer.close()
 
     asyncio.run(main())

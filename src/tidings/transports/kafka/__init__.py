@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import confluent_kafka as confluent_kafka  # whoever lacks it is told so here, before anything is opened
 from msgspec import Struct
 
 from tidings.kernel.errors import Duration, InvalidOption
 from tidings.kernel.message import seconds
-from tidings.transports._url import fill, locate
+from tidings.transports._url import fill, hidden, locate
 
 if TYPE_CHECKING:
     from .transport import KafkaTransport
@@ -28,6 +30,25 @@ if TYPE_CHECKING:
 __all__ = ["Kafka"]
 
 log = logging.getLogger("tidings.kafka")
+AGAIN = 60.0  # seconds
+
+
+class Once(logging.Filter):
+    """The client says the same dozens of times a second while a broker is away; here, once a minute."""
+
+    said: ClassVar[dict[str, float]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text, now = re.sub(r"\d+", "", record.getMessage()), time.monotonic()
+        if now < self.said.get(text, 0.0):
+            return False
+        if len(self.said) > 256:
+            self.said.clear()
+        self.said[text] = now + AGAIN
+        return True
+
+
+log.addFilter(Once())
 
 PORT, HUBS_PORT, HUBS_USER = 9092, 9093, "$ConnectionString"
 TLS = ("kafka+ssl", "eventhubs")
@@ -61,6 +82,8 @@ class Kafka(Struct, frozen=True, kw_only=True):
     client: Mapping[str, str] = {}
     connect: float = 10.0
     max_poll: float = 300.0
+
+    __repr__ = hidden
 
     @classmethod
     def from_url(cls, url: str) -> Kafka:

@@ -233,7 +233,7 @@ class Poller(threading.Thread):
         self.signal, self.ended = threading.Event(), asyncio.Event()
         self.active = time.monotonic()
         self.told = self.ending = self.choked = False
-        self.dropped = 0
+        self.dropped = self.total = 0  # records: dropped, and ever put into ``arrived``
 
     # -- of the loop
 
@@ -242,6 +242,8 @@ class Poller(threading.Thread):
         done: asyncio.Future[Any] = self.loop.create_future()
         self.commands.append((command, done))
         self.signal.set()
+        if self.ended.is_set():
+            self._obey()
         return done
 
     def taken(self) -> None:
@@ -268,17 +270,26 @@ class Poller(threading.Thread):
             while not self.ending:
                 if self.commands:
                     self._obey()
-                if self.most is None and len(self.arrived) >= HIGH:
-                    self._choked()
-                else:
-                    self._poll()
+                try:
+                    if self.most is None and len(self.arrived) >= HIGH:
+                        self._choked()
+                    else:
+                        self._poll()
+                except KafkaException as error:
+                    log.warning("the Kafka consumer %s: %s", self.name, error)
+                    time.sleep(POLL)
         except Exception:
             log.exception("the Kafka consumer %s ended", self.name)
         finally:
             with suppress(Exception):
                 self.consumer.close()
             self._obey()
-            self.call(self.ended.set)
+            self.call(self._over)
+
+    def _over(self) -> None:
+        """On the loop: what came too late meets a closed consumer."""
+        self.ended.set()
+        self._obey()
 
     def _obey(self) -> None:
         while self.commands:
@@ -311,6 +322,7 @@ class Poller(threading.Thread):
                 self.call(self.failed, error)
         if self.most is not None:
             self.dropped += max(0, len(self.arrived) + len(good) - self.most)
+        self.total += len(good)
         self.arrived.extend(good)
         if good:
             self.active = time.monotonic()
@@ -331,6 +343,7 @@ class Poller(threading.Thread):
             self.consumer.pause(places)
             while len(self.arrived) >= HIGH and not self.ending:
                 if (raw := self.consumer.poll(SHORT * 10)) is not None and not raw.error():
+                    self.total += 1
                     self.arrived.append(raw)
                 self._obey()
             with suppress(KafkaException):

@@ -31,7 +31,7 @@ from tidings.transports._points import passed
 from tidings.transports._wire import copied
 
 from .clients import Transactions
-from .membership import LOST, Member, Reads, not_held
+from .membership import LOOK_AGAIN, LOST, Member, Reads, not_held
 
 if TYPE_CHECKING:
     from .transport import KafkaTransport
@@ -40,7 +40,6 @@ log = logging.getLogger("tidings")
 
 PARK = 1.0  # seconds; what comes back later than that goes by way of the delays, unless its group is ordered
 LEAVE = 1.0  # seconds after ``stop`` until partitions without work are given to others
-LOOK_AGAIN = 5.0  # seconds; delays follow the wall clock, which may step
 MOVING = 256  # records of a level of delays that are looked at ahead
 ASIDE = 1000  # records of a partition that are set aside until it is paused
 
@@ -93,14 +92,15 @@ class GroupConsumer(Member):
         arrived, windows, kinds = self.poller.arrived, self.windows, self.transport.destinations
         while arrived and len(taken) < limit:
             raw = arrived.popleft()
+            self.seen += 1
             offset, topic = raw.offset(), raw.topic()
             found = windows.get((topic, raw.partition()))
-            if found is None or found.giving:
+            if found is None or found.giving or self.seen <= found.since:
                 continue
             if found.aside or offset >= found.upto or len(found.open) >= found.most:
                 self._put_aside(found, raw)
             else:
-                self._open(found, raw, offset, kinds[topic], taken)
+                self._open(found, raw, offset, kinds.get(topic, topic), taken)
         return taken
 
     def _open(self, window: Window, raw: Any, offset: int, destination: str, taken: list[Delivery]) -> None:
@@ -115,27 +115,25 @@ class GroupConsumer(Member):
 
     def _put_aside(self, window: Window, raw: Any) -> None:
         """It is further than was declared as handed out, or than can be remembered."""
+        if not window.aside:
+            window.reach(raw.offset())
         window.aside.append(raw)
         self.limited |= not window.full
-        if not window.paused and len(window.aside) >= ASIDE:
+        if len(window.aside) >= ASIDE and (not window.paused or not len(window.aside) % ASIDE):
             window.paused = True
             self.poller.do(lambda: self.poller.consumer.pause([TopicPartition(*window.place)]))
 
     def _take_aside(self, window: Window, taken: list[Delivery], limit: int) -> None:
-        aside, destination = window.aside, self.transport.destinations[window.place[0]]
+        aside, destination = window.aside, self.transport.destinations.get(window.place[0], window.place[0])
         while aside and len(taken) < limit and len(window.open) < window.most:
-            if (offset := aside[0].offset()) >= window.upto:
+            window.reach(offset := aside[0].offset())
+            if offset >= window.upto:
                 break
             self._open(window, aside.popleft(), offset, destination, taken)
         self.limited |= bool(aside and not window.full and len(taken) < limit)
         if window.paused and len(aside) < ASIDE // 2:
             window.paused = False
             self.poller.do(lambda: self.poller.consumer.resume([TopicPartition(*window.place)]))
-
-    def _arm(self) -> None:
-        dues = [window.back[0][0] for window in self.windows.values() if window.back and not window.giving]
-        if dues:
-            self._at("due", max(0.0, min(min(dues) - self.clock.now(), LOOK_AGAIN)), self.wake)
 
     # -- settling
 
@@ -157,7 +155,7 @@ class GroupConsumer(Member):
             failures += await self._settle(settlements, others, touched)
         self.finished.set()
         if touched:
-            if self.reads.ordered:
+            if self.reads.ordered or any(window.aside for window in set(touched.values())):
                 self.wake()
             await self.commit(touched.values())
             failures += [not_held(i, settlements[i].delivery) for i, w in touched.items() if not (w.alive or w.given)]
@@ -237,7 +235,7 @@ class GroupConsumer(Member):
         self._at("sweep", self.lease / 2, self._sweep)
         ages: dict[tuple[Window, int], int] = {}
         late: list[Delivery] = []
-        for window in self.windows.values():
+        for window in tuple(self.windows.values()):
             for delivery in window.in_hand() if window.held else ():
                 key = (window, delivery.token)
                 ages[key] = self.ages.get(key, 0) + 1

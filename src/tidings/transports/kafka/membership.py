@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .transport import KafkaTransport
 
 AGAIN = 0.1  # seconds between tries to commit
+LOOK_AGAIN = 5.0  # seconds; delays follow the wall clock, which may step
 LIVE_BUFFER = 1024  # messages
 HAND_OVER = 0.001  # seconds: how often a busy loop lets the other threads have the GIL
 
@@ -61,6 +62,7 @@ class Member:
         self.transport, self.reads = transport, reads
         self.clock, self.loop = transport.clock, asyncio.get_running_loop()
         self.windows: dict[Place, Window] = {}
+        self.seen = 0  # records taken from what the poller has read
         self.topics: list[str] = []
         self.dirty: set[Window] = set()
         self.round: asyncio.Future[None] | None = None
@@ -84,11 +86,11 @@ class Member:
     def refresh(self) -> None:
         """Read the topics that are to be read now."""
         if self.stopped:
-            held = {window.place[0] for window in self.windows.values() if window.held}
+            held = {window.place[0] for window in tuple(self.windows.values()) if window.held}
             topics = [topic for topic in self.topics if topic in held]
         else:
             topics = sorted(self.reads.topics())
-        for window in self.windows.values():
+        for window in tuple(self.windows.values()):  # the poller's thread adds to them
             window.until = self.reads.until(*window.place)
         if topics != self.topics:
             self.topics = topics
@@ -125,16 +127,24 @@ class Member:
                 self.reads.prepare(topic)
         for known in self._committed(consumer, places) if places else ():
             topic, partition, start = known.topic, known.partition, self.reads.start(known.topic, known.partition)
+            if known.offset < 0 < start and start > self._end(consumer, topic, partition):
+                start = 0  # another topic of that name: the former was deleted, and its offsets with it
             state = read(known.metadata) if known.offset >= start else State()
             offset = max(known.offset, start, 0)
             kind = OrderedWindow if self.reads.ordered else Window
             window = kind((topic, partition), offset, state, self.reads.until(topic, partition))
             window.most = self.reads.most or window.most
+            window.since = self.poller.total
             self.windows[topic, partition] = window
             at = OFFSET_BEGINNING if known.offset < 0 and start < 0 else offset
             starts.append(TopicPartition(topic, partition, at))
         consumer.incremental_assign(starts)
         self.poller.call(self._joined)
+
+    def _end(self, consumer: Any, topic: str, partition: int) -> float:
+        with suppress(KafkaException):
+            return float(consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)[1])
+        return math.inf
 
     def _committed(self, consumer: Any, places: list[TopicPartition]) -> list[TopicPartition]:
         while True:
@@ -193,10 +203,6 @@ class Member:
             window.open.clear()
             if self.windows.get(window.place) is window:
                 del self.windows[window.place]
-        places, arrived = {window.place for window in gone}, self.poller.arrived
-        for raw in [arrived.popleft() for _ in range(len(arrived))]:
-            if (raw.topic(), raw.partition()) not in places:
-                arrived.append(raw)
         self.finished.set()
         self.wake()
 
@@ -255,6 +261,12 @@ class Member:
 
     # -- time
 
+    def _arm(self) -> None:
+        """Be woken when the next of what came back is due."""
+        dues = [window.back[0][0] for window in tuple(self.windows.values()) if window.back and not window.giving]
+        if dues:
+            self._at("due", max(0.0, min(min(dues) - self.clock.now(), LOOK_AGAIN)), self.wake)
+
     def _at(self, name: str, delay: float, call: Callable[[], Any]) -> None:
         if (before := self.timers.get(name)) is not None:
             before.cancel()
@@ -268,7 +280,7 @@ class Member:
     def _handed_over(self) -> None:
         del self.timers["hand"]
         time.sleep(1e-6)
-        if self.committing is not None or any(window.held for window in self.windows.values()):
+        if self.committing is not None or any(window.held for window in tuple(self.windows.values())):
             self._hand_over()
 
 
@@ -317,7 +329,7 @@ class LiveConsumer:
             raw = poller.arrived.popleft()
             if raw.error() is not None:
                 continue
-            found = opened(self.transport.destinations[raw.topic()], raw)
+            found = opened(self.transport.destinations.get(raw.topic(), raw.topic()), raw)
             if matches(self.pattern, found.message.destination):
                 taken.append(Delivery(found.message, self.session, None, found.failures, found.crashes))
         return taken

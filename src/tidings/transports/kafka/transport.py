@@ -60,7 +60,7 @@ CAPABILITIES = spi.Capabilities(
     crash_count="native",
     start="native",
     replay="native",
-    expiry="native",
+    expiry="emulated",
     wildcards="emulated",
     peek="native",
     provision="native",
@@ -238,12 +238,15 @@ class KafkaTransport(Topics):
         now, names, partitions, most = self.clock.now(), self.names, self.partitions, self.capabilities.max_payload
         failures, records, of, unrouted = list[Failure](), list[Record](), list[int](), list[str]()
         fresh = {m.address or m.topic for m in items if isinstance(m, Message)}
-        await self.ensure(fresh)
+        refusals = await self._refusals(fresh)
         partitions, turn = self.partitions, self.turn
         self.turn += 1 + len(items) // TOGETHER
         for index, item in enumerate(items):
             if isinstance(item, Record):
                 made = item
+            elif error := refusals.get(item.address or item.topic):
+                failures.append(Failure(index, "rejected", error))
+                continue
             elif len(item.body) > most:
                 what = f"{item.topic!r}: {len(item.body)} bytes; this Kafka takes {most}"
                 failures.append(Failure(index, "rejected", errors.TooLarge(what, mend="raise message.max.bytes")))
@@ -261,6 +264,21 @@ class KafkaTransport(Topics):
         if unrouted:
             self.notify(Event("unrouted", len(unrouted), unrouted[0]))
         return [*failures, *(Failure(of[f.index], f.kind, f.error) for f in refused)]
+
+    async def _refusals(self, destinations: set[str]) -> dict[str, errors.BusError]:
+        """Topics that cannot be created, and why: they touch nobody else. Raises ``BusUnavailable``."""
+        found: dict[str, errors.BusError] = {}
+        for some in (destinations, *({name} for name in sorted(destinations))):
+            try:
+                await self.ensure(some)
+            except errors.BusUnavailable:
+                raise
+            except errors.BusError as error:
+                found |= {name: error for name in some if len(some) == 1}
+            else:
+                if some is destinations:
+                    break
+        return found
 
     async def _levels(self, records: Sequence[Record]) -> None:
         """Levels of delays that are used for the first time; and somebody who moves what is in them."""
@@ -321,7 +339,7 @@ class KafkaTransport(Topics):
     def windows_of(self, group: str) -> dict[Place, Window]:
         """What members of this process hold of a group."""
         mine = [c for c in self.consumers if isinstance(c, GroupConsumer) and c.reads.group == group]
-        return {place: window for consumer in mine for place, window in consumer.windows.items()}
+        return {place: window for consumer in mine for place, window in tuple(consumer.windows.items())}
 
     def _move(self) -> None:
         if any(name.startswith(DELAYED) for name in self.destinations.values()):

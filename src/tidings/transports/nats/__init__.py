@@ -21,11 +21,12 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING, Any, Literal
 
+import nats as nats  # whoever lacks it is told so here, before anything is opened
 from msgspec import Struct
 
 from tidings.kernel.errors import Duration, InvalidURL
 from tidings.kernel.topics import TOKEN
-from tidings.transports._url import fill, locate, shown
+from tidings.transports._url import fill, hidden, locate, shown
 
 if TYPE_CHECKING:
     from .transport import NATSTransport
@@ -55,6 +56,8 @@ class NATS(Struct, frozen=True, kw_only=True):
     ca: str = ""
     certificate: str = ""
     key: str = ""
+
+    __repr__ = hidden
 
     @classmethod
     def from_url(cls, url: str) -> NATS:

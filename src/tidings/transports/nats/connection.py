@@ -271,7 +271,7 @@ class Connection:
             try:
                 await asyncio.wait_for(ear.sub.drain(), ANSWER)
             except Exception:
-                self.client._remove_sub(ear.sub._id)
+                ear.sub._conn._remove_sub(ear.sub._id)
 
     async def write(self, data: bytes) -> None:
         """Raises ``BusUnavailable``."""

@@ -16,7 +16,7 @@ from tidings.kernel.transport import ACK, Delivery, Event, Failure, Release, Ret
 from tidings.transports._points import passed
 from tidings.transports._wire import attributes, copied
 
-from .connection import AGAIN, ANSWER, Pull
+from .connection import AGAIN, ANSWER, Pull, Refused, status
 from .frames import LOST, Bounds, Claim, Frame, delivered, head, place
 from .stream import MARK, Letter
 
@@ -51,8 +51,7 @@ class GroupConsumer:
         self.changed = False
         transport = self.transport
         each = (await transport.generations(recent)).get(self.group)
-        now = each[-1].name if each else self.main.name
-        names = [now, each[-1].again if each else self.again.name]
+        names = [each[-1].name, each[-1].again] if each else [self.main.name, self.again.name]
         infos = [await transport.ask("consumer_info", transport.name, name, missing=None) for name in names if name]
         if not infos or None in infos:
             why, mend = "somebody dropped it", "start the app anew"
@@ -62,7 +61,7 @@ class GroupConsumer:
         self.main.name, self.again.name = names
         self.lease = min(info.config.ack_wait or 30.0 for info in infos) / ACK_WAIT
         self.bounds = {one.name: Bounds(one.pattern, after.start - 1) for one, after in pairwise(each)}
-        self.bounds |= {now: Bounds(each[-1].pattern), self.again.name: Bounds(GROUP + ">")}
+        self.bounds |= {names[0]: Bounds(each[-1].pattern), self.again.name: Bounds(GROUP + ">")}
         self.older = {one.name: self.older.get(one.name, 0.0) for one in each[:-1]}
         for pull in (self.main, self.again):
             if pull.ear.sub is None:
@@ -196,6 +195,7 @@ class GroupConsumer:
 
     async def check(self) -> None:
         """A server that was killed may have forgotten what it had delivered: that is anybody's, and never confirmed."""
+        self.changed = True  # it may have been told so while it could not hear
         old = {token for claim in self.claims for token in claim.todo}  # not what comes while it answers
         old |= {came.reply.decode() for pull in (self.main, self.again) for came in pull.arrived}
         root = f"{self.transport.api}.CONSUMER.INFO.{self.transport.name}."
@@ -235,7 +235,8 @@ class GroupConsumer:
         confirmed = frozenset(last.values())
         others = "".join([f"PUB {d.token} {len(what)}\r\n{what}\r\n" for d in held if d.token not in confirmed])
         frames = [Frame(name, b"", what.encode()) for name in confirmed]
-        return None not in await self.transport.exchange(frames, others.encode())
+        answers = await self.transport.exchange(frames, others.encode())  # 503: a cluster chooses a leader
+        return all(a is not None and not isinstance(a, Refused) and status(a) != "503" for a in answers)
 
     async def mark(self, delivery: Delivery) -> bool:
         claim = self._held(delivery, self.clock.monotonic())

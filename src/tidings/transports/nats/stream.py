@@ -269,7 +269,7 @@ class Stream(Connection):
                         why = verdict
                         maybe.update([at] if answer is None else ())
                     else:
-                        failed[at] = ("rejected", verdict)
+                        failed[at] = ("unknown" if at in maybe else "rejected", verdict)
             if (todo := again) and self.loop.time() + pause < deadline:
                 await self._mend({frames[at].subject for at in todo})
                 await asyncio.sleep(pause)

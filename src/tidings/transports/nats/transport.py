@@ -61,7 +61,7 @@ class NATSTransport(Stream):
         notify(Event("connected"))
 
     async def close(self) -> None:
-        if self.client is None:
+        if self.client is None and not self.reviving:
             return
         self.beat.cancel()
         for consumer in tuple(self.consumers):

@@ -18,11 +18,12 @@ import re
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
+import asyncpg as asyncpg  # whoever lacks it is told so here, before anything is opened
 from msgspec import Struct
 
 from tidings.kernel.errors import Duration, InvalidOption, InvalidURL
 from tidings.kernel.message import seconds
-from tidings.transports._url import fill, locate, shown
+from tidings.transports._url import fill, hidden, locate, shown
 
 if TYPE_CHECKING:
     from .transport import PostgresTransport
@@ -73,6 +74,8 @@ class Postgres(Struct, frozen=True, kw_only=True):
     @property
     def lease_seconds(self) -> float:
         return seconds(self.lease, "lease")
+
+    __repr__ = hidden
 
     @classmethod
     def from_url(cls, url: str) -> Postgres:

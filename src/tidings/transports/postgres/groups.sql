@@ -139,15 +139,15 @@ END $$;
 -- What the group reads has changed. Only while numbering.
 CREATE FUNCTION renew(_grp int) RETURNS void LANGUAGE sql AS $$
     DELETE FROM route WHERE grp = _grp;
-    INSERT INTO route
-    SELECT p.grp, CASE WHEN g.ordered THEN 0 ELSE c.priority END, c.id, p.first, max(p.last)
-    FROM pattern p JOIN grp g ON g.id = p.grp JOIN channel c ON c.topic = p.pattern
-    WHERE p.grp = _grp AND p.matcher IS NULL GROUP BY 1, 2, 3, 4
-    UNION
-    SELECT p.grp, CASE WHEN g.ordered THEN 0 ELSE c.priority END, c.id, p.first, max(p.last)
-    FROM pattern p JOIN grp g ON g.id = p.grp JOIN channel c ON c.topic LIKE p.near AND c.topic ~ p.matcher
-    WHERE p.grp = _grp AND p.matcher IS NOT NULL GROUP BY 1, 2, 3, 4
-    ON CONFLICT (grp, priority, channel, first) DO UPDATE SET last = greatest(route.last, excluded.last);
+    INSERT INTO route -- a topic may be read by its name and by a pattern from the same number on
+    SELECT grp, priority, channel, first, max(last) FROM (
+        SELECT p.grp, CASE WHEN g.ordered THEN 0 ELSE c.priority END AS priority, c.id AS channel, p.first, p.last
+        FROM pattern p JOIN grp g ON g.id = p.grp JOIN channel c ON c.topic = p.pattern
+        WHERE p.grp = _grp AND p.matcher IS NULL
+        UNION ALL
+        SELECT p.grp, CASE WHEN g.ordered THEN 0 ELSE c.priority END, c.id, p.first, p.last
+        FROM pattern p JOIN grp g ON g.id = p.grp JOIN channel c ON c.topic LIKE p.near AND c.topic ~ p.matcher
+        WHERE p.grp = _grp AND p.matcher IS NOT NULL) every GROUP BY 1, 2, 3, 4;
     UPDATE grp SET generation = generation + 1,
         ended = (SELECT coalesce(max(last) FILTER (WHERE last < 4611686018427387904), -1) FROM pattern WHERE grp = _grp),
         mixed = (SELECT max(greatest(first - 1, CASE WHEN last < 4611686018427387904 THEN last ELSE 0 END)) FROM pattern WHERE grp = _grp)

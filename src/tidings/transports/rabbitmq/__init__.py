@@ -32,12 +32,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
-import aiormq as aiormq
+import aiormq as aiormq  # whoever lacks it is told so here, before anything is opened
 from msgspec import Struct
 
 from tidings.kernel import errors
 from tidings.kernel.message import seconds
-from tidings.transports._url import fill, locate, shown
+from tidings.transports._url import fill, hidden, locate, shown
 
 if TYPE_CHECKING:
     from .transport import RabbitMQTransport
@@ -73,6 +73,8 @@ class RabbitMQ(Struct, frozen=True, kw_only=True):
         if not re.fullmatch(r"[A-Za-z0-9-]+([._][A-Za-z0-9-]+)*", self.namespace):
             mend = "letters, digits and '-', with single '.' or '_' between them"
             raise errors.InvalidOption(f"namespace cannot be {self.namespace!r}", mend=mend)
+
+    __repr__ = hidden
 
     @classmethod
     def from_url(cls, url: str) -> RabbitMQ:

@@ -253,7 +253,8 @@ class Channel:
 
     def _return(self, content: Content) -> None:
         """A publication that no queue took comes back, before its confirm, in the order of publishing."""
-        for tag in range(self.returned + 1, self.tag + 1):
+        first = max(self.returned + 1, next(iter(self.pending), self.tag + 1))
+        for tag in range(first, self.tag + 1):
             batch = self.pending.get(tag)
             if batch is None:
                 continue

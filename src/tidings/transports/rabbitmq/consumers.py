@@ -47,6 +47,7 @@ class Consumer:
         self.channel: Channel  # since ``attach``
         self.stopped = False
         self.future: asyncio.Future[None] | None = None
+        self.returning: asyncio.Task[None] | None = None
 
     async def attach(self, *, again: bool = False) -> None:
         """Get a channel and a queue; ``again``: after they were lost."""
@@ -54,18 +55,18 @@ class Consumer:
 
     def lost(self, why: ChannelLost) -> None:
         """The channel is gone: with the connection, which the transport restores, or alone."""
-        if why.code and not self.stopped:
+        if why.code and not self.stopped and (self.returning is None or self.returning.done()):
             log.warning("RabbitMQ closed the channel of %s: %s", self.name, why)
-            asyncio.get_running_loop().create_task(self._again())
+            self.returning = asyncio.get_running_loop().create_task(self._again())
 
     async def _again(self) -> None:
         self.transport.notify(Event("lost", detail=f"the channel of {self.name}"))
         wait = FIRST
-        while not self.stopped and self.transport.link.up.is_set():
+        while not self.stopped and self.transport.link.up.is_set() and self.channel.lost is not None:
             try:
                 await self.attach(again=True)
                 return
-            except (ChannelLost, errors.TidingsError) as error:
+            except Exception as error:  # whatever it is: for ever
                 log.warning("%s is not back yet: %s", self.name, error)
                 await asyncio.sleep(wait)
                 wait = min(2 * wait, LONGEST)
@@ -168,6 +169,7 @@ class GroupConsumer(Consumer):
             window, source.window = source.window or 2 * self.subscription.concurrency * answers, 0
             if window and not self.stopped:
                 source.consume(self.channel, window)
+        self.wake()  # who waits asked a channel that was lost by then
         if answers:
             await self.transport.counted(self.subscription.pattern)
 

@@ -137,7 +137,7 @@ class Link:
             await self._connect()
             await self.restore()
             return True
-        except (errors.TidingsError, ChannelLost) as error:
+        except Exception as error:  # whatever it is: for ever
             log.warning("RabbitMQ is not back yet: %s", error)
             await self._hang_up()
             return False

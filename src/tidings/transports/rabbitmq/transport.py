@@ -212,6 +212,7 @@ class RabbitMQTransport:
         try:
             await consumer.attach()
         except ChannelLost as lost:
+            consumer.stopped = True
             raise refused(lost, f"group {subscription.group!r}") from None
         self.consumers[consumer] = None
         return consumer

@@ -18,11 +18,12 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import redis as redis  # whoever lacks it is told so here, before anything is opened
 from msgspec import Struct
 
 from tidings.kernel.errors import Duration, InvalidOption, InvalidURL
 from tidings.kernel.message import seconds
-from tidings.transports._url import Location, fill, locate, shown
+from tidings.transports._url import Location, fill, hidden, locate, shown
 
 if TYPE_CHECKING:
     from .transport import RedisTransport
@@ -117,6 +118,8 @@ class Redis(Struct, frozen=True, kw_only=True):
                 raise InvalidOption(f"streams cannot be {self.streams!r}", mend='"orders.placed=orders,topic2=key2"')
             return {topic: key for topic, _, key in pairs}
         return dict(self.streams)
+
+    __repr__ = hidden
 
     @classmethod
     def from_url(cls, url: str) -> Redis:
