@@ -228,6 +228,7 @@ class RabbitMQTransport:
         if not (again and found[private]):
             await self._make(private, found[private])
             await link.bind(private, self.reserved, GROUP + group)
+            await link.suspects(group)  # now: what is made while servers fall may never get a leader (3.10)
         if again and found[queue]:  # its pattern may have changed since
             return
         if not theirs:
