@@ -261,6 +261,23 @@ async def test_the_answer_to_a_claim_is_lost(place: str, monkeypatch: pytest.Mon
         await nothing(consumer)
 
 
+async def test_a_claim_is_cut_off_and_nothing_else_comes(place: str) -> None:
+    """What woke the consumer came only once: it tries again by itself."""
+    claiming = f"{CLIENTS} AND query LIKE '%.claim(%' AND wait_event_type = 'Lock'"
+    async with bus(place) as end, bus(place) as other, raw(place) as con:
+        consumer = await end.subscribe(group())
+        waiting = asyncio.ensure_future(take(consumer, 1))
+        await until(lambda: not consumer.more and consumer.future is not None)  # at the end of the log, and asleep
+        await con.execute(f"SELECT pg_advisory_lock('grp'::regclass::oid::int, {consumer.group})")
+        await other.publish([message(1)])
+        for _ in range(1000):
+            if await con.fetch(f"SELECT pg_terminate_backend(pid) {claiming}"):
+                break
+            await asyncio.sleep(0.01)
+        await con.execute("SELECT pg_advisory_unlock_all()")
+        await ack(consumer, await waiting)
+
+
 async def test_the_answer_to_a_settlement_is_lost(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is tried again, and neither its output nor its input is there twice."""
     async with bus(place) as end:

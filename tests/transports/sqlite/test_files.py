@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import tempfile
 from collections.abc import Iterator
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import apsw
 import pytest
-from tests.transports.sqlite.helpers import ack, bus, group, message, take
+from tests.transports.sqlite.helpers import ack, bus, group, message, take, until
 
 from tidings.kernel.errors import (
     BusCorrupt,
+    BusError,
     BusFull,
     BusReadOnly,
     BusTooNew,
@@ -172,6 +174,20 @@ async def test_a_full_disk_loses_nothing_that_was_accepted(tmp_path: Path) -> No
         await b.publish([message(7)])
         (last,) = await take(consumer, 1)
         assert last.message.body == b"7"
+
+
+async def test_a_claim_fails_and_nothing_else_comes(tmp_path: Path) -> None:
+    """What woke the consumer came only once: asked again, it looks."""
+    async with bus(tmp_path) as b, bus(tmp_path) as other:
+        consumer = await b.subscribe(group())
+        waiting = asyncio.ensure_future(consumer.receive(1))
+        await until(lambda: not consumer.more and consumer.future is not None)  # at the end of the log, and asleep
+        b.writer.con.execute("PRAGMA query_only = 1")
+        await other.publish([message(1)])
+        with pytest.raises(BusError):
+            await waiting
+        b.writer.con.execute("PRAGMA query_only = 0")
+        await ack(consumer, await take(consumer, 1))
 
 
 async def test_used_before_and_after(tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ class GroupConsumer(Waiting):
         transport, hands = self.transport, self.transport.hands
         if self.stopped:
             return []
+        self.more = True  # until an answer says otherwise: what woke us comes only once
         if self.lane.doubt:
             await transport.call("resync", hands.member, self.group, *hands.of(self.group), repeat=True)
             self.lane.doubt = False

@@ -87,11 +87,12 @@ BEGIN
 END $$;
 
 -- What the log got beyond a number, as channels (NULL: too much to name); when something delayed is due, in seconds.
+-- `seen` is lower than `_seen` only if the server lost numbers.
 CREATE FUNCTION news(_seen bigint, _known int, OUT seen bigint, OUT channels int[], OUT due float8, OUT new json)
 LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 BEGIN
-    seen := greatest(_seen, (SELECT max(m.seq) FROM stored m));
-    IF seen = _seen THEN
+    seen := least(greatest(_seen, (SELECT max(m.seq) FROM stored m)), head());
+    IF seen <= _seen THEN
         channels := '{}';
     ELSIF (SELECT count(*) FROM (SELECT FROM channel LIMIT 65) c) <= 64 THEN
         channels := ARRAY(

@@ -237,7 +237,9 @@ class PostgresTransport:
         self.names |= new
         self._wake_topics(new.values())
         self.due = float("inf") if row["due"] is None else self.clock.now() + row["due"]
-        if row["seen"] > self.seen or row["channels"] is None:
+        if row["seen"] < self.seen:  # a server that was killed lost numbers it had not stored; they come again
+            self.seen = self.head = row["seen"]
+        elif row["seen"] > self.seen or row["channels"] is None:
             channels = self.names if row["channels"] is None else row["channels"]
             self.seen, self.head = row["seen"], max(self.head, row["seen"])
             self._wake_topics({self.names[id] for id in channels if id in self.names})

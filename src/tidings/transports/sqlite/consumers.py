@@ -89,6 +89,7 @@ class GroupConsumer(Waiting):
             if self.subscription.ordered and self.siblings[0] is not self:  # one process holds each key once
                 await self.sleep()
                 continue
+            self.more = True  # until an answer says otherwise: what woke us comes only once
             taken = await transport.writer.submit(partial(transport.steps.claim, self.group, limit, self), soft=True)
             self.more, self.due = self._listen() or taken.more, taken.due
             if deliveries := self._deliveries(taken):
