@@ -1,7 +1,7 @@
 """Nemeses of the servers behind a bus: killed and started again, and a node of three killed, under load.
 
-Consuming must go on without help; how long that took is in ``resumed``, seconds from the server's answer (or, of a
-node, its death) to the next message that a handler ended.
+Consuming must go on without help; how long that took is in ``resumed``: seconds from the start of the server (of one
+that hung: from its going on; of a node: from its death) to the next settlement that it confirmed.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ def _hit(run: Run, what: str) -> None:
         run.note(what, name, harmless=False)
 
 
-async def _resumed(run: Run, since: float) -> float:
-    """Seconds since then until a message was handled that was not handled before."""
-    seen = run.count("end")
-    await run.until(lambda: run.count("end") > seen or run.idle, "consuming goes on", within=PATIENCE)
-    return time.monotonic() - since
+async def _resumed(run: Run, since: float, resumed: list[float]) -> None:
+    """Note when something was settled after that, unless there was nothing left to do."""
+
+    def settled() -> list[float]:
+        return [line.at - since for line in run.histories.lines if line.what == "settled" and line.at > since]
+
+    await run.until(lambda: settled() or run.idle, "consuming goes on", within=PATIENCE)
+    resumed += sorted(settled())[:1]
 
 
 def restarted(server: Server, resumed: list[float], times: int = 3) -> Nemesis:
@@ -48,8 +51,9 @@ def restarted(server: Server, resumed: list[float], times: int = 3) -> Nemesis:
             _hit(run, "broker killed")
             server.kill()
             await asyncio.sleep(STALL * (n + 1))
+            since = time.monotonic()
             await asyncio.to_thread(server.start)
-            resumed.append(await _resumed(run, time.monotonic()))
+            await _resumed(run, since, resumed)
 
     return nemesis
 
@@ -60,8 +64,9 @@ def node_killed(nodes: Sequence[Server], resumed: list[float]) -> Nemesis:
     async def nemesis(run: Run) -> None:
         await _at_work(run, 50)
         _hit(run, "node killed")
+        since = time.monotonic()
         run.random.choice(nodes).kill()
-        resumed.append(await _resumed(run, time.monotonic()))
+        await _resumed(run, since, resumed)
 
     return nemesis
 
@@ -76,8 +81,9 @@ def paused(server: Server, resumed: list[float], seconds: float = 3.0) -> Nemesi
         try:
             await asyncio.sleep(seconds)
         finally:
+            since = time.monotonic()
             server.resume()
-        resumed.append(await _resumed(run, time.monotonic()))
+        await _resumed(run, since, resumed)
 
     return nemesis
 

@@ -17,6 +17,7 @@ from tidings.kernel.transport import Delivery, Event, Failure
 from tidings.transports._matcher import expression
 from tidings.transports._points import passed
 from tidings.transports._records import messages
+from tidings.transports._waiting import Waiting, answers
 
 from .connections import Unanswered
 from .hands import Held, Outgoing
@@ -25,45 +26,6 @@ if TYPE_CHECKING:
     from .transport import PostgresTransport
 
 LIVE_BUFFER = 1024
-
-
-class Waiting:
-    """Something that waits for messages: ``wake`` may come at any time, also before anybody waits."""
-
-    lease: float
-
-    def __init__(self, transport: PostgresTransport, *patterns: str) -> None:
-        self.transport, self.loop, self.patterns = transport, asyncio.get_running_loop(), patterns
-        self.stopped = self.closed = self.hot = False
-        self.future: asyncio.Future[None] | None = None
-        for pattern in patterns:
-            transport.matcher.add(pattern, self)
-
-    def wake(self) -> None:
-        self.hot = True
-        if self.future is not None and not self.future.done():
-            self.future.set_result(None)
-
-    def stop(self) -> None:
-        self.stopped = True
-        self.wake()
-
-    def listen(self, patterns: Sequence[str]) -> None:
-        for pattern in set(patterns).difference(self.patterns):
-            self.transport.matcher.add(pattern, self)
-        for pattern in set(self.patterns).difference(patterns):
-            self.transport.matcher.remove(pattern, self)
-        self.patterns = tuple(patterns)
-
-    async def sleep(self, seconds: float | None = None) -> None:
-        """Until woken, or so long."""
-        if self.hot:
-            return
-        self.future = self.loop.create_future()
-        timer = None if seconds is None else self.loop.call_later(max(0.001, seconds), self.wake)
-        await self.future
-        if timer is not None:
-            timer.cancel()
 
 
 class Lane:
@@ -79,8 +41,8 @@ class GroupConsumer(Waiting):
     """A member of a group."""
 
     def __init__(self, transport: PostgresTransport, group: int, subscription: spi.Subscription) -> None:
-        super().__init__(transport, subscription.pattern, f"{GROUP}{subscription.group}")
-        self.group, self.subscription, self.lease = group, subscription, transport.lease
+        super().__init__(transport.matcher, subscription.pattern, f"{GROUP}{subscription.group}")
+        self.transport, self.group, self.subscription, self.lease = transport, group, subscription, transport.lease
         self.lane = transport.lanes.setdefault(group, Lane())
         self.lane.consumers.append(self)
         self.more = True  # perhaps there is more to claim
@@ -139,9 +101,8 @@ class GroupConsumer(Waiting):
         passed("claim.taken")
         self.more, self.due = row["more"], row["wait"]
         if row["generation"] != self.generation:
-            self.generation, before = row["generation"], set(self.patterns)
-            self.listen(await transport.value("patterns", self.group, repeat=True) or ())
-            self.more |= before != set(self.patterns)
+            self.generation = row["generation"]
+            self.more |= self.listen(await transport.value("patterns", self.group, repeat=True) or ())
         if member != hands.member:  # lost meanwhile: what was claimed goes back with the rest
             self.more = True
             return []
@@ -233,8 +194,9 @@ class LiveConsumer(Waiting):
     lease = float("inf")
 
     def __init__(self, transport: PostgresTransport, pattern: str, position: int) -> None:
-        super().__init__(transport, pattern)
-        self.session, self.buffer, self.position = spi.Session(), deque[Delivery](), position
+        super().__init__(transport.matcher, pattern)
+        self.transport, self.position = transport, position
+        self.session, self.buffer = spi.Session(), deque[Delivery]()
         self.fits, self.channels, self.known = expression(pattern).fullmatch, list[int](), 0
         self.news = asyncio.Event()
         self.task = self.loop.create_task(self._read())
@@ -292,11 +254,7 @@ class LiveConsumer(Waiting):
         return ()
 
     async def settle(self, settlements: Sequence[spi.Settlement]) -> Sequence[Failure]:
-        failures = []
-        for index, settlement in enumerate(settlements):
-            if settlement.outgoing and (failed := await self.transport.publish(settlement.outgoing)):
-                failures.append(Failure(index, failed[0].kind, failed[0].error))
-        return failures
+        return await answers(self.transport.publish, settlements)
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None: ...
 

@@ -23,10 +23,11 @@ from tidings.kernel.topics import DEAD, REPLY, is_pattern, matches
 from tidings.kernel.transport import Event, Failure, GroupInfo, Stored, TopicInfo
 from tidings.transports._matcher import Matcher, expression
 from tidings.transports._records import messages
+from tidings.transports._waiting import Waiting
 
 from . import Postgres
 from .connections import BROKEN, MOST, Connections, prepare
-from .consumers import GroupConsumer, Lane, LiveConsumer, Waiting
+from .consumers import GroupConsumer, Lane, LiveConsumer
 from .hands import Hands, Held, Keeper, Outgoing, Row, rows_of
 from .writer import Batch, Writer
 

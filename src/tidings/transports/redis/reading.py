@@ -21,6 +21,7 @@ from tidings.kernel import transport as spi
 from tidings.kernel.topics import is_pattern
 from tidings.kernel.transport import Delivery, Event, Failure
 from tidings.transports._matcher import expression
+from tidings.transports._waiting import answers
 
 from .entries import message
 from .inspection import refusal
@@ -207,11 +208,7 @@ class Live(Reading):
         self.filled.set()
 
     async def settle(self, settlements: Sequence[spi.Settlement]) -> Sequence[Failure]:
-        failures = []
-        for index, settlement in enumerate(settlements):
-            if settlement.outgoing and (failed := await self.transport.publish(settlement.outgoing)):
-                failures.append(Failure(index, failed[0].kind, failed[0].error))
-        return failures
+        return await answers(self.transport.publish, settlements)
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None: ...
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from tidings.kernel import transport as spi
 from tidings.kernel.errors import BusError, TooLarge
 from tidings.kernel.topics import DEAD, GROUP
 from tidings.kernel.transport import Delivery, Event, Failure
+from tidings.transports._waiting import Waiting, answers
 
 from . import translate
 from .claims import Outgoing, Taken
@@ -28,51 +28,12 @@ if TYPE_CHECKING:
 LIVE_BUFFER = 1024
 
 
-class Waiting:
-    """Something that waits for messages: ``wake`` may come at any time, also before anybody waits."""
-
-    lease: float
-
-    def __init__(self, transport: SQLiteTransport, *patterns: str) -> None:
-        self.transport, self.loop, self.patterns = transport, transport.loop, patterns
-        self.stopped = self.closed = self.hot = False
-        self.future: asyncio.Future[None] | None = None
-        for pattern in patterns:
-            transport.matcher.add(pattern, self)
-
-    def wake(self) -> None:
-        self.hot = True
-        if self.future is not None and not self.future.done():
-            self.future.set_result(None)
-
-    def stop(self) -> None:
-        self.stopped = True
-        self.wake()
-
-    def forget(self) -> None:
-        self.closed = True
-        for pattern in self.patterns:
-            self.transport.matcher.remove(pattern, self)
-
-    async def sleep(self, until: float | None = None) -> None:
-        """Until woken; or until the wall clock says ``until``."""
-        if self.hot:
-            return
-        self.future = self.loop.create_future()
-        if until is None:
-            await self.future
-        else:
-            timer = self.loop.call_later(max(0.001, until - self.transport.clock.now()), self.wake)
-            await self.future
-            timer.cancel()
-
-
 class GroupConsumer(Waiting):
     """A member of a group."""
 
     def __init__(self, transport: SQLiteTransport, group: int, subscription: spi.Subscription) -> None:
-        super().__init__(transport, subscription.pattern, f"{GROUP}{subscription.group}")
-        self.group, self.subscription, self.lease = group, subscription, transport.lease
+        super().__init__(transport.matcher, subscription.pattern, f"{GROUP}{subscription.group}")
+        self.transport, self.group, self.subscription, self.lease = transport, group, subscription, transport.lease
         self.siblings = transport.consumers.setdefault(group, [])
         self.siblings.append(self)
         self.more = True  # perhaps there is more to claim
@@ -84,7 +45,7 @@ class GroupConsumer(Waiting):
         transport = self.transport
         while not self.stopped:
             if not self.more:
-                await self.sleep(self.due)
+                await self.sleep(None if self.due is None else self.due - transport.clock.now())
             self.hot = False
             if self.subscription.ordered and self.siblings[0] is not self:  # one process holds each key once
                 await self.sleep()
@@ -101,14 +62,8 @@ class GroupConsumer(Waiting):
         group = self.transport.steps.groups.get(self.group)
         if group is None or group is self.known:
             return group is None  # it was changed by what we did ourselves
-        self.known, before = group, set(self.patterns)
-        now = {pattern for pattern, _, last in group.patterns if last == END}
-        for pattern in now - before:
-            self.transport.matcher.add(pattern, self)
-        for pattern in before - now:
-            self.transport.matcher.remove(pattern, self)
-        self.patterns = tuple(now)
-        return now != before
+        self.known = group
+        return self.listen(pattern for pattern, _, last in group.patterns if last == END)
 
     def _deliveries(self, taken: Taken) -> list[Delivery]:
         again = [Delivery(message, h, seq, h.failures, h.crashes, h.suspect) for h, seq, message in taken.takes]
@@ -150,7 +105,8 @@ class GroupConsumer(Waiting):
         self.stop()
         if self.closed:
             return
-        self.forget()
+        self.closed = True
+        self.listen(())
         self.extended = ()
         self.siblings.remove(self)
         for sibling in self.siblings:
@@ -169,8 +125,9 @@ class LiveConsumer(Waiting):
     lease = float("inf")
 
     def __init__(self, transport: SQLiteTransport, pattern: str) -> None:
-        super().__init__(transport, pattern)
-        self.session, self.buffer, self.interest, self.known = spi.Session(), deque[Delivery](), Interest(), 0
+        super().__init__(transport.matcher, pattern)
+        self.transport, self.session, self.buffer = transport, spi.Session(), deque[Delivery]()
+        self.interest, self.known = Interest(), 0
         self._refresh()
         self.position = transport.view.seq
 
@@ -214,11 +171,7 @@ class LiveConsumer(Waiting):
         return ()
 
     async def settle(self, settlements: Sequence[spi.Settlement]) -> Sequence[Failure]:
-        failures = []
-        for index, settlement in enumerate(settlements):
-            if settlement.outgoing and (failed := await self.transport.publish(settlement.outgoing)):
-                failures.append(Failure(index, failed[0].kind, failed[0].error))
-        return failures
+        return await answers(self.transport.publish, settlements)
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None: ...
 
@@ -228,4 +181,5 @@ class LiveConsumer(Waiting):
     async def close(self) -> None:
         self.stop()
         if not self.closed:
-            self.forget()
+            self.closed = True
+            self.listen(())

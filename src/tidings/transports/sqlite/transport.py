@@ -21,10 +21,11 @@ from tidings.kernel.transport import Event, Failure, GroupInfo, TopicInfo
 from tidings.transports._matcher import Matcher
 from tidings.transports._numbers import unpack
 from tidings.transports._records import Found, freeze
+from tidings.transports._waiting import Waiting
 
 from . import SQLite, connect, size, translate
 from .claims import Claims, Outgoing
-from .consumers import GroupConsumer, LiveConsumer, Waiting
+from .consumers import GroupConsumer, LiveConsumer
 from .groups import Group, Groups
 from .log import END, Interest, Log, sql
 from .writer import News, Writer, forked
