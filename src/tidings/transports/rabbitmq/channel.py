@@ -267,6 +267,7 @@ class Channel:
         """It is over: nothing that waits is answered any more, and what was not confirmed is unknown."""
         if self.lost is None:
             self.lost = lost
+            self._closing.cancel()
             if self._sending is not None:
                 self._sending.cancel()
             for asked in self._asked:
