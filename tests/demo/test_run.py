@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import re
 import signal
@@ -123,8 +124,11 @@ async def test_a_few_seconds(tmp_path: Path, runs: list[Demo]) -> None:
     assert published["anomalies"] == handled["demo.route"] == published["alerts"]
 
 
-async def kill_at_work(demo: Demo, url: str) -> None:
-    """Give it some seconds of work, and kill it as soon as it has begun."""
+async def kill_at_work(demo: Demo, url: str) -> int:
+    """Give it some seconds of work, and kill it with some of that in hand: it stands still while that is looked at.
+
+    Whoever is first notices a death: returns how many messages were recovered here.
+    """
     reading = Reading(HOST, "core-9", "load", "%", 5.0, time.time())
     calm = [5.0, 6.0, 7.0, 6.0] * 24
     async with asyncio.timeout(PATIENCE), App("probe", url).connect() as probe:
@@ -132,26 +136,42 @@ async def kill_at_work(demo: Demo, url: str) -> None:
         assert isinstance(bus, Inspectable)
         topic = windows.bind(host=HOST, device="core-9", quantity="load")
         await probe.publish_many([topic(Window(reading, calm)) for _ in range(WORK)])
-        while not sum(group.in_flight for group in await bus.groups("demo.score")):  # noqa: ASYNC110
+        while not await in_hand(bus, demo.process.pid):  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         demo.process.kill()
         demo.process.wait()
+    return probe.events["recovered"]
+
+
+async def in_hand(bus: Inspectable, pid: int) -> bool:
+    """Whether it has something in hand, and still has when it stands still; then it stays so."""
+    if not sum(group.in_flight for group in await bus.groups("demo.score")):
+        return False
+    os.kill(pid, signal.SIGSTOP)
+    os.waitid(os.P_PID, pid, os.WSTOPPED)  # noqa: ASYNC222  # at once
+    if sum(group.in_flight for group in await bus.groups("demo.score")):
+        return True
+    os.kill(pid, signal.SIGCONT)
+    return False
 
 
 async def test_killed_and_started_again(tmp_path: Path, runs: list[Demo]) -> None:
     url = f"sqlite:///{tmp_path}/demo.db"
     runs.append(first := Demo(tmp_path, "--url", url))
     first.line("^t=2 ")
-    await kill_at_work(first, url)
+    here = await kill_at_work(first, url)
 
     runs.append(second := Demo(tmp_path, "--for", "2s", "--url", url))
     recovered, waiting = map(int, second.line(r"^found recovered=(\d+) waiting=(\d+)").groups())
-    assert 0 < recovered <= waiting <= WORK + 200
+    assert 0 < here + recovered <= waiting <= WORK + 200
     assert float(second.line(r"^first handled after seconds=([\d.]+)")[1]) < 2.0  # a lease is 30
     told = second.end()
-    assert told[""]["left"] == "0", second.lines
+    published, left = int(told["sensors"]["published"]), told[""]["left"]
+    while left != "0":  # a slow machine does not do it all in the time that a run was given
+        runs.append(another := Demo(tmp_path, "--for", "1s", "--url", url))
+        left = another.end()[""]["left"]
     found = await stored(url)
-    assert found["sensors"] > int(told["sensors"]["published"]) > 0  # of both lives
+    assert found["sensors"] > published > 0  # of both lives
     assert found["windows"] == found["sensors"] + WORK  # each handled, and its output stored exactly once
 
 

@@ -3,6 +3,7 @@
 ``python -m tests.jobs.air publish <url> <file> ...`` publishes station files in three parts and waits for a line on
 its standard input before each; ``python -m tests.jobs.air consume <url> <folder>`` runs the handlers until SIGTERM.
 What a handler has handled is in the ledger of its process, ``<folder>/<pid>``, before it returns: one line a message.
+Both say at the end what happened to their bus.
 """
 
 from __future__ import annotations
@@ -115,11 +116,11 @@ async def publish(url: str, files: Sequence[str]) -> None:
                         drafts.clear()
             await app.publish_many(drafts)
             drafts.clear()
-            print(f"published part {part + 1}", flush=True)
+    print(json.dumps(app.events), flush=True)
 
 
 def consume(url: str, folder: str) -> None:
-    """As under ``tidings run``; says at the end what became of everything."""
+    """As under ``tidings run``."""
     global ledger
     sys.setswitchinterval(0.0005)
     ledger = os.open(Path(folder) / str(os.getpid()), os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o600)

@@ -18,33 +18,12 @@ from tidings.kernel.errors import BusError, BusUnavailable, TidingsError
 from tidings.kernel.message import new_id
 from tidings.kernel.transport import Event
 
-from .frames import Came, Frame
+from .frames import Batch, Came, Frame
 
 Answer = Any  # a message of the client, a ``Refused``, or None
 
 ANSWER, AGAIN = 5.0, 0.1  # seconds: for an answer, between tries
 PENDING = 8 * 1024 * 1024  # bytes that may wait to be written
-
-
-class Batch:
-    """Frames that were sent, and the answers that came."""
-
-    __slots__ = ("answers", "done", "left", "subjects")
-
-    def __init__(self, subjects: Sequence[str], done: asyncio.Future[None]) -> None:
-        self.subjects, self.done, self.left = subjects, done, len(subjects)
-        self.answers: list[Answer] = [None] * len(subjects)
-
-    def answer(self, index: int, answer: Answer) -> None:
-        if self.answers[index] is None:
-            self.answers[index] = answer
-            self.left -= 1
-            if not self.left:
-                self.end()
-
-    def end(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
 
 
 class Refused(NamedTuple):
@@ -372,10 +351,20 @@ class Connection:
 
 @cache
 def _client() -> Any:
-    """The class of a client that hands over unparsed what is wanted so: parsing costs it more than all that we do."""
+    """The class of a client that hands over unparsed what is wanted so: parsing costs it more than all that we do.
+
+    Its PING waits behind what is to be written. Written past it, the answer would come before an UNSUB is read: what
+    the server sends meanwhile would be nobody's for as long as ``ack_wait``.
+    """
     from nats.aio.client import Client
 
     class Direct(Client):
+        async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+            self._pongs.append(future or asyncio.Future())
+            if self.is_connected:  # else it would be sent to the next server, which answers only its own
+                await self._send_command(b"PING\r\n")
+                await self._flush_pending()
+
         async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
             if (hear := getattr(self._subs.get(sid), "raw", None)) is None:
                 await super()._process_msg(sid, subject, reply, data, headers)

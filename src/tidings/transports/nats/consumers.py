@@ -35,12 +35,13 @@ class GroupConsumer:
         self.transport, self.group, self.clock = transport, group, transport.clock
         self.lease, self.loop = transport.lease, transport.loop
         self.stopped = self.closed = False
-        self.changed = False
+        self.changed = self.known = 0  # how often its consumers have changed, and how much of that is known here
         self.claims: dict[Claim, None] = {}
         root = f"{transport.api}.CONSUMER.MSG.NEXT.{transport.name}."
         self.main, self.again = (Pull(transport, root, self.wake) for _ in range(2))
         self.future: asyncio.Future[None] | None = None
         self.leaving: asyncio.Task[Any] | None = None
+        self.born: dict[str, str] = {}  # when each consumer was made
         self.older: dict[str, float] = {}  # consumers still to be drained, and when to look at them again
         transport.wakers[self] = self._anew
 
@@ -48,24 +49,26 @@ class GroupConsumer:
 
     async def find(self, recent: float = 0.0) -> None:
         """The group's consumers, as they are now."""
-        self.changed = False
-        transport = self.transport
+        transport, changed = self.transport, self.changed
         each = (await transport.generations(recent)).get(self.group)
         names = [each[-1].name, each[-1].again] if each else [self.main.name, self.again.name]
         infos = [await transport.ask("consumer_info", transport.name, name, missing=None) for name in names if name]
         if not infos or None in infos:
             why, mend = "somebody dropped it", "start the app anew"
             raise errors.BusError(f"the group {self.group!r} is gone", why=why, mend=mend)
-        if not each:
-            return  # a list is not complete while a cluster chooses leaders
+        if not each:  # a list is not complete while a cluster chooses leaders
+            await asyncio.sleep(AGAIN)
+            return
         self.main.name, self.again.name = names
         self.lease = min(info.config.ack_wait or 30.0 for info in infos) / ACK_WAIT
         self.bounds = {one.name: Bounds(one.pattern, after.start - 1) for one, after in pairwise(each)}
         self.bounds |= {names[0]: Bounds(each[-1].pattern), self.again.name: Bounds(GROUP + ">")}
         self.older = {one.name: self.older.get(one.name, 0.0) for one in each[:-1]}
+        self.born |= {info.name: str(info.created.timestamp()) for info in [*(one.info for one in each), *infos]}
         for pull in (self.main, self.again):
             if pull.ear.sub is None:
                 await transport.listen(pull.ear)
+        self.known = changed
 
     # -- receiving
 
@@ -74,9 +77,9 @@ class GroupConsumer:
         while not self.stopped:
             if {self.main.status, self.again.status} & {"409", "503"}:  # a new leader, or somebody deleted it
                 self.main.status = self.again.status = ""
-                self.changed = True
+                self.changed += 1
                 await asyncio.sleep(AGAIN)
-            if self.changed:
+            if self.changed > self.known:
                 await self.find()
             if not self.transport.ready.is_set():
                 await self._sleep(ANSWER)
@@ -102,7 +105,7 @@ class GroupConsumer:
         if not main.arrived and not again.arrived and not main.more:
             if not main.open:
                 await main.ask(main.name, 1, AGAIN if self.older else EXPIRES)
-            if main.open and again.open and not self.changed:
+            if main.open and again.open and self.changed == self.known:
                 await self._sleep(min(main.until, again.until) - self.loop.time())
 
     async def _now(self, pull: Pull, name: str, limit: int) -> None:
@@ -178,24 +181,23 @@ class GroupConsumer:
         name, position = place(delivery.token)
         return f"{self.transport.prefix}{MARK}{name}.{position}"
 
+    def _position(self, delivery: Delivery) -> str:
+        """What no other group has: not one that was dropped and had the same name."""
+        name, position = place(delivery.token)
+        return f"{name}.{position}.{self.born.get(name, '')}"
+
     # -- leases
 
     def expire(self, now: float) -> None:
         for claim in tuple(self.claims):
-            if claim.deadline <= now:
-                lost = [name for name in claim.todo if claim.end(name) <= now]
-                claim.deadline = min(
-                    (claim.end(name) for name in claim.todo if claim.end(name) > now), default=math.inf
-                )
-                for name in lost:
-                    claim.todo.pop(name).session = LOST
-                self._tidy(claim)
+            claim.expire(now)
+            self._tidy(claim)
         if any(pull.arrived and pull.since + LIES * self.lease <= now for pull in (self.main, self.again)):
             self.transport.run(self._give_back())
 
     async def check(self) -> None:
         """A server that was killed may have forgotten what it had delivered: that is anybody's, and never confirmed."""
-        self.changed = True  # it may have been told so while it could not hear
+        self.changed += 1  # it may have been told so while it could not hear
         old = {token for claim in self.claims for token in claim.todo}  # not what comes while it answers
         old |= {came.reply.decode() for pull in (self.main, self.again) for came in pull.arrived}
         root = f"{self.transport.api}.CONSUMER.INFO.{self.transport.name}."
@@ -242,7 +244,7 @@ class GroupConsumer:
         claim = self._held(delivery, self.clock.monotonic())
         if claim is None:
             return False
-        key = {"Nats-Msg-Id": f"{delivery.token}/mark"}
+        key = {"Nats-Msg-Id": f"{delivery.token}/mark/{self._position(delivery)}"}
         frame = Frame(self._mark(delivery), head({}, "", None, key), b"%d" % (delivery.crashes + 1))
         if failed := await self.transport.store([frame]):
             raise failed[0][1]
@@ -278,7 +280,7 @@ class GroupConsumer:
 
     def _letters(self, index: int, settlement: Settlement) -> list[Letter]:
         """A settlement's outputs, and the copy that goes back."""
-        delivery, action, position = settlement.delivery, settlement.action, self._mark(settlement.delivery)
+        delivery, action, position = settlement.delivery, settlement.action, self._position(settlement.delivery)
         letters = []
         for message in settlement.outgoing:
             to = message.address or message.topic

@@ -11,6 +11,8 @@ them share one consumer of the group's private address, so that what lies there 
 
 from __future__ import annotations
 
+import asyncio
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -46,6 +48,27 @@ class Frame(NamedTuple):
         length, head = len(self.head), self.head
         sizes = length, length + len(self.body)
         return b"HPUB %s %s %d %d\r\n%s%s\r\n" % (self.subject.encode(), reply.encode(), *sizes, head, self.body)
+
+
+class Batch:
+    """Frames that were sent, and the answers that came."""
+
+    __slots__ = ("answers", "done", "left", "subjects")
+
+    def __init__(self, subjects: Sequence[str], done: asyncio.Future[None]) -> None:
+        self.subjects, self.done, self.left = subjects, done, len(subjects)
+        self.answers: list[Any] = [None] * len(subjects)
+
+    def answer(self, index: int, answer: Any) -> None:
+        if self.answers[index] is None:
+            self.answers[index] = answer
+            self.left -= 1
+            if not self.left:
+                self.end()
+
+    def end(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
 
 
 def head(told: Mapping[str, str], content_type: str, headers: Headers | None, native: Mapping[str, str]) -> bytes:
@@ -156,6 +179,13 @@ class Claim(Session):
 
     def end(self, name: str) -> float:
         return self.renewed.get(name, self.deadline)
+
+    def expire(self, now: float) -> None:
+        """What was not renewed is lost."""
+        if self.deadline <= now:
+            for name in [name for name in self.todo if self.end(name) <= now]:
+                self.todo.pop(name).session = LOST
+            self.deadline = min(map(self.end, self.todo), default=math.inf)
 
 
 LOST = Session()

@@ -23,7 +23,7 @@ from .connection import Ear, status
 from .consumers import ACK_WAIT, GroupConsumer
 from .frames import AGAIN, Frame, Generation, durable, head, metadata, opened, private, starting, stored_at
 from .listener import Listener
-from .stream import DELAY, KNOWN, TICK, Notify, Stream
+from .stream import DELAY, KNOWN, MARK, TICK, Notify, Stream
 
 PEERS = "_tidings.peers"  # never stored: who is at work, and that a group has changed
 NOT_LAST = 10071
@@ -39,8 +39,7 @@ class NATSTransport(Stream):
         self.consumers: dict[GroupConsumer, None] = {}
         self.listeners: dict[Listener, None] = {}
         self.routed: set[str] = set()  # topics that some group reads, as far as is known
-        self.unknown = Counter[str]()
-        self.looking = False
+        self.unknown, self.looking = Counter[str](), False
         self.known: dict[str, list[Generation]] = {}
         self.again: dict[str, Generation] = {}  # consumers of private addresses, by name
         self.listed = -math.inf  # when
@@ -208,7 +207,7 @@ class NATSTransport(Stream):
             self.listed = -math.inf
         for consumer in self.consumers:
             if consumer.group == msg.data.decode(errors="replace"):
-                consumer.changed = True
+                consumer.changed += 1
                 consumer.wake()
 
     async def _members(self) -> Counter[str]:
@@ -280,9 +279,10 @@ class NATSTransport(Stream):
 
     async def drop(self, group: str) -> None:
         each = await self._at_rest(group)
-        for subject in (f"{DELAY}{GROUP}{group}.*", GROUP + group):
+        names = (each[-1].again, *(one.name for one in each))
+        for subject in (f"{DELAY}{GROUP}{group}.*", GROUP + group, *(f"{MARK}{name}.*" for name in names)):
             await self.ask("purge_stream", self.name, subject=self.prefix + subject)
-        for name in (each[-1].again, *(one.name for one in each)):
+        for name in names:
             await self.ask("delete_consumer", self.name, name, missing=None)
         await self._changed(group)
 
