@@ -302,7 +302,7 @@ class App(Router):
         for draft in messages:
             by_bus.setdefault(draft.bus, []).append(draft)
         buses = [(self._buses.get(name) or self._bus(name), drafts) for name, drafts in by_bus.items()]
-        ready = [(b, [seal(d, now=b.clock.now(), source=self.name) for d in drafts]) for b, drafts in buses]
+        ready = [(b, [seal(d, now=n, source=self.name) for d in ds]) for b, ds in buses for n in (b.clock.now(),)]
         for bus, sealed in ready:
             await bus.publish(sealed)
 

@@ -66,8 +66,7 @@ class Kafka(Java):
         command = [
             *self.main("kafka.tools.StorageTool", "-XX:TieredStopAtLevel=1"),
             "format",
-            "-t",
-            cluster,
+            f"--cluster-id={cluster}",  # it may begin with a hyphen
             "-c",
             "server.properties",
         ]

@@ -121,7 +121,8 @@ def test_the_state_stays_short() -> None:
 def test_a_settled_or_foreign_delivery_is_not_held() -> None:
     window = Window(PLACE, 0, State())
     first, second = fed(window, range(2))
-    window.settle(first)
+    assert window.settle(first)
+    assert not window.settle(first)
     window.put_back(second, 0.0)
     (again,) = window.due(0.0, 9)
     assert [window.holds(d) for d in (first, second, again)] == [False, False, True]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from math import isfinite
 from typing import Any
 from zlib import crc32
 
@@ -35,8 +36,17 @@ Headers = list[tuple[str, str | bytes | None]] | dict[str, str | bytes | None]
 _stamp = lru_cache(16)(stamp)  # what is published together has the same time
 
 
-@lru_cache(16)
+@lru_cache(64)
+def _second(text: bytes) -> float | None:
+    """Unix seconds of a time up to its point."""
+    return instant(text.decode("utf-8", "replace") + "0000000Z")
+
+
 def _instant(sent: bytes) -> float | None:
+    """``instant``, faster for what ``stamp`` wrote."""
+    part, usual = sent[20:27], len(sent) == 28 and sent[19:20] == b"." and sent[27:] == b"Z"
+    if usual and part.isdigit() and (whole := _second(sent[:20])) is not None:
+        return whole + int(part) / 1e7
     return instant(sent.decode("utf-8", "replace"))
 
 
@@ -102,8 +112,8 @@ def headers_of(message: Message[Any], told: Mapping[str, str] | None = None) -> 
     if told is not None or m.priority or not m.deliver_at is m.expires_at is m.reply_to is m.address is None:
         own: dict[str, str | bytes | None] = {f"ce_{name}": value for name, value in (told or attributes(m)).items()}
     else:  # what is usual, at a third of the cost
-        own = {"ce_specversion": "1.0", "ce_id": m.id, "ce_source": m.source, "ce_type": m.type}
-        own["ce_time"] = _stamp(m.time)
+        at = _stamp(m.time)
+        own = {"ce_specversion": "1.0", "ce_id": m.id, "ce_source": m.source, "ce_type": m.type, "ce_time": at}
         if m.key is not None:
             own["ce_partitionkey"] = m.key
         if m.correlation_id is not None:
@@ -118,8 +128,8 @@ def headers_of(message: Message[Any], told: Mapping[str, str] | None = None) -> 
 def record(names: Names, message: Message[Any], partitions: Mapping[str, int], turn: int) -> Record:
     """A sealed message as it is produced. Without a key it goes where it is whose ``turn``."""
     to = message.address or message.topic
-    topic = names.topic(to)
-    if to.startswith(REPLY):
+    topic = names.known.get(to) or names.topic(to)
+    if message.address is not None and to.startswith(REPLY):
         told = attributes(message) | {"tdgaddress": to}
         return Record(topic, message.body, to, headers_of(message, told), share(to, partitions.get(topic, 1)))
     partition = turn % partitions[topic] if message.key is None else -1
@@ -134,10 +144,14 @@ def delayed(names: Names, to: Record, due: float, now: float) -> Record:
 
 
 def undelayed(raw: Raw[Any, Any]) -> tuple[Record, float]:
-    """What ``delayed`` wrapped, and when it is due."""
+    """What ``delayed`` wrapped, and when it is due. Raises ``ValueError`` for anything else."""
     headers: Any = raw.headers() or []
-    own = {name: value.decode() for name, value in headers[:2]}
-    return Record(own["tdgto"], raw.value(), raw.key(), headers[2:]), float(own["tdgdue"])
+    if [name for name, _ in headers[:2]] != ["tdgto", "tdgdue"]:
+        raise ValueError("its headers do not begin with tdgto and tdgdue")
+    to, due = ((value or b"").decode() for _, value in headers[:2])
+    if not isfinite(at := float(due)):
+        raise ValueError(f"it is due at {due}")
+    return Record(to, raw.value(), raw.key(), headers[2:]), at
 
 
 class Opened(Struct):
@@ -151,31 +165,48 @@ class Opened(Struct):
 
 def opened(destination: str, raw: Raw[Any, Any]) -> Opened:
     """The message in a record. Never raises: what a stranger wrote is taken as it is."""
+    found = lean(destination, raw)
+    return found if isinstance(found, Opened) else Opened(found)
+
+
+def lean(destination: str, raw: Raw[Any, Any]) -> Message[Any] | Opened:
+    """What ``opened`` finds; a message alone if nothing is told beside it."""
     found: Any = raw.headers() or ()
     try:
         message = _usual(destination, raw, found) if len(found) > 4 else None
-    except (AttributeError, UnicodeDecodeError):  # a value that is none, or no text
+    except (AttributeError, TypeError, UnicodeDecodeError):  # a value that is none, or no text
         message = None
-    return Opened(message) if message is not None else _strange(destination, raw, found)
+    return message or _strange(destination, raw, found)
 
 
 def _usual(destination: str, raw: Any, found: list[tuple[str, bytes]]) -> Message[Any] | None:
     """The message of a record with the usual attributes in the order in which we write them: a third of the work."""
-    (first, _), (second, id), (third, source), (fourth, kind), (fifth, sent) = found[:5]
+    (first, _), (second, id), (third, source), (fourth, kind), (fifth, sent), *rest = found
     if (first, second, third, fourth, fifth) != USUAL or (time := _instant(sent)) is None:
         return None
-    key, rest = raw.key(), found[5:]
+    key, content_type, own = raw.key(), "", None
     if key is not None:
         name, value = rest.pop(0) if rest else ("", b"")
         if name != "ce_partitionkey":
             return None
         key = value.decode()
-    content_type = rest.pop(0)[1].decode() if rest and rest[0][0] == "content-type" else ""
-    own = [(name, value.decode()) for name, value in rest if not name.startswith("ce_")]
-    if len(own) < len(rest):
-        return None
-    body, type, source_ = raw.value() or b"", _decoded(kind) or destination, _decoded(source)
-    return Message(destination, body, id.decode(), key, time, type, source_, content_type, tuple(own) or None)
+    if rest and rest[0][0] == "content-type":
+        content_type = _decoded(rest.pop(0)[1])
+    if rest:
+        if any(name.startswith("ce_") for name, _ in rest):
+            return None
+        own = tuple([(name, value.decode()) for name, value in rest])
+    return Message(
+        destination,
+        raw.value() or b"",
+        id.decode(),
+        key,
+        time,
+        _decoded(kind) or destination,
+        _decoded(source),
+        content_type,
+        own,
+    )
 
 
 def _strange(destination: str, raw: Raw[Any, Any], found: Any) -> Opened:

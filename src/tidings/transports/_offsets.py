@@ -138,7 +138,9 @@ class Window(Session):
             return False
         return True
 
-    def fresh(self, offset: int, message: Message[Any], failures: int, crashes: int, suspect: bool) -> Delivery | None:
+    def fresh(
+        self, offset: int, message: Message[Any], failures: int = 0, crashes: int = 0, suspect: bool = False
+    ) -> Delivery | None:
         """A wanted message, to be handed out; None: it must wait."""
         if self.facts or offset < self.suspects or failures or crashes or suspect:
             return self._fresh(offset, message, failures, crashes, suspect)
@@ -146,7 +148,9 @@ class Window(Session):
         self.held += 1
         return delivery
 
-    def _fresh(self, offset: int, message: Message[Any], failures: int, crashes: int, suspect: bool) -> Delivery | None:
+    def _fresh(
+        self, offset: int, message: Message[Any], failures: int = 0, crashes: int = 0, suspect: bool = False
+    ) -> Delivery | None:
         suspect = suspect or offset < self.suspects
         if failures or crashes or suspect or offset in self.facts:
             fact = self.facts.setdefault(offset, Fact(failures, crashes))
@@ -185,14 +189,17 @@ class Window(Session):
     def holds(self, delivery: Delivery) -> bool:
         return self.alive and self.open.get(delivery.token) is delivery
 
-    def settle(self, delivery: Delivery) -> None:
-        """One that is held is done."""
+    def settle(self, delivery: Delivery) -> bool:
+        """It is done; False: it is not held any more."""
         offset = delivery.token
+        if not self.alive or self.open.get(offset) is not delivery:
+            return False
         del self.open[offset]
         self.held -= 1
         if self.facts:
             self.facts.pop(offset, None)
         self._left(offset, delivery.message)
+        return True
 
     def put_back(self, delivery: Delivery, due: float, failures: int | None = None, suspect: bool = False) -> None:
         """One that is held comes back; ``failures`` None: as many as before."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
+from confluent_kafka.cimpl import NewPartitions, NewTopic
 from tests.transports.kafka.helpers import ack, bus, member, message, take, until
 
 from tidings.kernel.errors import NoAnswerer, TooLarge
@@ -254,6 +255,56 @@ def test_a_topic_that_cannot_be_made_touches_no_other_output() -> None:
             ]
             (failure,) = await consumer.settle(settlements)
             assert (failure.index, failure.kind) == (0, "rejected")
+            await consumer.close()
+
+    asyncio.run(main())
+
+
+class Behind:
+    """A client whose broker has not heard of the latest topics yet: for a second its list is that of before."""
+
+    def __init__(self, admin: Any) -> None:
+        self.admin, self.before, self.until = admin, admin.list_topics(timeout=10), time.monotonic() + 1.0
+
+    def list_topics(self, timeout: float) -> Any:
+        now = self.admin.list_topics(timeout=timeout)
+        return self.before if time.monotonic() < self.until else now
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.admin, name)
+
+
+@pytest.mark.parametrize("pattern", ["orders.placed", "_request.prices"])
+def test_a_broker_may_be_behind_with_its_list_of_topics(pattern: str) -> None:
+    """Who subscribes meanwhile begins where the group begins, and is a member."""
+
+    async def main() -> None:
+        async with bus() as kafka:
+            kafka.admin = Behind(kafka.admin)  # type: ignore[assignment]
+            async with asyncio.timeout(10):
+                consumer = await member(kafka, pattern=pattern)
+            assert set(kafka.state.groups["shop.bill"].start) == {
+                kafka.names.topic(name) for name in (pattern, "_group.shop.bill")
+            }
+            sent = message("orders.placed", address=pattern if pattern.startswith("_") else None)
+            assert not await kafka.publish([sent])
+            assert [d.message.id for d in await take(consumer, 1)] == [sent.id]
+            await consumer.close()
+
+    asyncio.run(main())
+
+
+def test_partitions_that_are_added_are_read_soon() -> None:
+    """The client looks for them twice a minute by itself, and for topics that it did not find when it subscribed."""
+
+    async def main() -> None:
+        async with bus(partitions=1) as kafka:
+            consumer = await member(kafka)
+            topic = kafka.names.topic("orders.placed")
+            (added,) = kafka.admin.create_partitions([NewPartitions(topic, 4)]).values()
+            await asyncio.wrap_future(added)
+            await until(lambda: kafka.partitions[topic] == 4, "they are seen")
+            await until(lambda: len(consumer.windows) == 5, "they are assigned, and the private topic", 15)
             await consumer.close()
 
     asyncio.run(main())

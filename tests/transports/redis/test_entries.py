@@ -78,7 +78,9 @@ def test_times_are_exact() -> None:
 
 
 def test_counts_belong_to_their_entries() -> None:
-    copies = [*entry(), b"ce-tdgtopic", b"orders.placed", b"ce-tdgfailures", b"2", b"ce-tdgcrashes", b"1"]
-    found, counted = messages("orders.placed", [(b"5-1", entry()), (b"5-2", copies), (b"5-3", entry())])
-    assert len(found) == 3
-    assert counted == {b"5-2": (2, 1)}
+    copied = [*entry(), b"ce-tdgtopic", b"orders.placed", b"ce-tdgfailures", b"2", b"ce-tdgcrashes", b"1"]
+    again = [*copied, b"ce-tdgorigin", b"orders.placed@4-1"]
+    found, copies = messages("orders.placed", [(b"5-1", entry()), (b"5-2", copied), (b"5-3", again), (b"5-4", entry())])
+    assert len(found) == 4
+    assert copies == {b"5-2": (2, 1, ""), b"5-3": (2, 1, "orders.placed@4-1")}
+    assert found[1] == found[2]

@@ -49,6 +49,10 @@ class Faults(Suite):
     def _somewhere(self, tmp_path: Path) -> None:
         self.folder = tmp_path / "faults"
 
+    def _pace(self, rig: Rig) -> float:
+        """There must still be work when c0 has joined, or joined again."""
+        return 0.05 * rig.bus.patience**2
+
     @scenario
     async def test_kill_9_at_random(self, rig: Rig) -> None:
         await self.held(rig, nemeses.kills(3), delayed=29, expects=("killed",))
@@ -60,15 +64,15 @@ class Faults(Suite):
             "p0": tuple(f"{point}=kill@3" for point in POINTS[:2]),
             "c0": tuple(f"{point}=kill@3" for point in POINTS[2:]),
         }
-        pace = 0.05 * rig.bus.patience**2  # there must still be work when c0 is there for the third time
-        await self.held(rig, points=points, messages=300, pace=pace, expects=("killed",))
+        await self.held(rig, points=points, messages=300, pace=self._pace(rig), expects=("killed",))
 
     @scenario
     @needs("fence")
     async def test_frozen_past_its_lease(self, rig: Rig) -> None:
         """Its late settlement is fenced: what it was handling is somebody else's by then."""
         groups = tuple(Group(name=group.name, topic=group.topic, to=group.to, takes=0.05) for group in CHAIN)
-        await self.held(rig, nemeses.freeze, groups=groups, messages=120, expects=("frozen", "fenced"))
+        more: dict[str, Any] = {"messages": 120, "pace": self._pace(rig)}
+        await self.held(rig, nemeses.freeze, groups=groups, expects=("frozen", "fenced"), **more)
 
     @scenario
     @needs("crash_count")

@@ -29,14 +29,14 @@ def kills(times: int = 3) -> Nemesis:
     return nemesis
 
 
+def running(run: Run, name: str) -> bool:
+    """Whether a consumer has a message in hand whose handler runs."""
+    seen = Counter(line.what for line in run.of(name))
+    return seen["begin"] > seen["end"] + seen["fail"] + seen["reject"]
+
+
 async def busy(run: Run, name: str) -> None:
-    """Wait until a consumer has a message in hand whose handler runs."""
-
-    def running() -> bool:
-        seen = Counter(line.what for line in run.of(name))
-        return seen["begin"] > seen["end"] + seen["fail"] + seen["reject"]
-
-    await run.until(running, f"{name} is busy")
+    await run.until(lambda: running(run, name), f"{name} is busy")
 
 
 async def freeze(run: Run) -> None:
@@ -77,9 +77,10 @@ def _running(lines: Sequence[Line]) -> set[tuple[str, str]]:
 
 
 async def drain(run: Run) -> None:
-    """SIGTERM to a busy consumer, and another one takes its place; twice."""
+    """SIGTERM to a busy consumer, and another one takes its place; twice, unless all was done in the meantime."""
+    await busy(run, "c0")
     for name in ("c0", "c1"):
-        await busy(run, name)
+        await run.until(lambda name=name: running(run, name) or run.over, f"{name} is busy")  # type: ignore[misc]
         await run.terminate(name)
         await run.start(name)
 

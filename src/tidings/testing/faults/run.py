@@ -210,6 +210,11 @@ class Run:
         return not self.waiting
 
     @property
+    def over(self) -> bool:
+        """Whether everything was published, and handled."""
+        return all(f"p{n}" in self.ended for n in range(self.scenario.publishers)) and self.idle
+
+    @property
     def consumers(self) -> list[str]:
         """Those that run."""
         return [name for name in self.alive if name.startswith("c")]

@@ -118,7 +118,6 @@ class Kafka(Struct, frozen=True, kw_only=True):
             "error_cb": complained,
             "logger": log,
             "reconnect.backoff.max.ms": 1000,
-            "topic.metadata.refresh.interval.ms": 30_000,
             "topic.metadata.refresh.fast.interval.ms": 50,
             "socket.keepalive.enable": True,
         }
@@ -132,6 +131,7 @@ class Kafka(Struct, frozen=True, kw_only=True):
     def producing(self, config: Mapping[str, Any], largest: int) -> dict[str, Any]:
         return {
             "enable.idempotence": True,
+            "topic.metadata.refresh.interval.ms": 30_000,
             "acks": "all",
             "linger.ms": 1,
             "partitioner": "murmur2_random",
@@ -142,8 +142,10 @@ class Kafka(Struct, frozen=True, kw_only=True):
         }
 
     def consuming(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        session = seconds(self.session)
+        session, refresh = seconds(self.session), seconds(self.refresh)
         return {
+            # a topic or partition that was not known yet when the group last shared out its partitions waits so long
+            "topic.metadata.refresh.interval.ms": int(max(refresh, 0.1) * 1000),
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "auto.offset.reset": "earliest",

@@ -1,7 +1,8 @@
 """Two clients: the producer, which the event loop looks after, and a consumer with a thread of its own.
 
-The producer needs no thread: while anything is on its way the loop looks for delivery reports every millisecond. (Each
-report needs the GIL, so a thread that waits for them starves beside a busy loop, or starves it.)
+The producer needs no thread: while anything is on its way the loop looks for delivery reports every millisecond; after
+many records it waits for them in place, for less time than producing them took. (Each report needs the
+GIL, so a thread that waits for them starves beside a busy loop, or starves it.)
 
 A consumer must be polled, whatever the event loop does. Its thread fetches into ``arrived``, at most ``HIGH`` records,
 and wakes the loop once per poll. When nobody takes them for half a second it pauses the partitions and goes on polling,
@@ -23,7 +24,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from tidings.kernel import errors
 from tidings.kernel.transport import Failure
@@ -35,14 +36,14 @@ log = logging.getLogger("tidings")
 POLL, SHORT = 0.1, 0.001  # seconds a poll waits at most, and at least
 FETCH, HIGH = 1000, 2000  # records at once, and waiting
 PATIENCE = 0.5  # seconds without room until partitions are paused
-
-TRANSACTION = 5.0  # seconds
+AGAIN = 1.0  # seconds until another consumer takes the place of one that failed
 
 END = KafkaError._PARTITION_EOF
 QUIET = {KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC}
 
 LOOK = 0.001  # seconds between looks for reports
 SLICE = 500  # records produced before the loop gets a breath
+SPARE, LARGE = 4, 4096  # batches kept, and records of the largest of them
 
 REJECTED = {
     KafkaError.MSG_SIZE_TOO_LARGE,
@@ -62,19 +63,23 @@ VANISHED = {KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError
 
 
 class Batch:
-    """Records on their way, and what became of them."""
+    """Records on their way, and what became of them. Its callbacks, one for each, serve the next batch, too."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self) -> None:
+        self.reports: list[Callable[[Any, Any], None]] = []
+
+    def begin(self, count: int) -> None:
         self.left = count
         self.errors: dict[int, Any] = {}
-        self.offsets: dict[int, int] = {}
+        self.first = -1  # the offset of the first record
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.reports += [partial(self.reported, index) for index in range(len(self.reports), count)]
 
     def reported(self, index: int, error: Any, message: Any) -> None:
         if error is not None:
             self.errors[index] = error
         elif not index:
-            self.offsets[0] = message.offset()
+            self.first = message.offset()
         self.left -= 1
         if not self.left and not self.done.done():
             self.done.set_result(None)
@@ -88,44 +93,52 @@ class Sender:
         self.producer = Producer(self.config)
         self.loop = asyncio.get_running_loop()
         self.timer: asyncio.TimerHandle | None = None
+        self.spare: list[Batch] = []
 
     async def send(self, records: Sequence[Record]) -> list[Failure]:
         """Produce all; returns when each is stored or failed. Order within a partition is that given."""
         if not records:
             return []
-        batch = await self._sent(records)
-        for index in [i for i, error in batch.errors.items() if error.code() == KafkaError.MSG_SIZE_TOO_LARGE]:
-            alone = await self._sent((records[index],))  # the broker refuses all that it was sent together with
-            del batch.errors[index]
-            batch.errors.update(dict.fromkeys((index,) if alone.errors else (), alone.errors.get(0)))
-        return self.failures(records, batch)
+        errors, _ = await self._sent(records)
+        for index in [i for i, error in errors.items() if error.code() == KafkaError.MSG_SIZE_TOO_LARGE]:
+            alone, _ = await self._sent((records[index],))  # the broker refuses all that it was sent together with
+            del errors[index]
+            errors.update(dict.fromkeys((index,) if alone else (), alone.get(0)))
+        return self.failures(records, errors) if errors else []
 
     async def store(self, record: Record) -> int:
         """Produce one; its offset. Raises ``BusError``."""
-        batch = await self._sent((record,))
-        for failure in self.failures((record,), batch):
+        errors, offset = await self._sent((record,))
+        for failure in self.failures((record,), errors):
             raise failure.error
-        return batch.offsets[0]
+        return offset
 
-    async def _sent(self, records: Sequence[Record]) -> Batch:
+    async def _sent(self, records: Sequence[Record]) -> tuple[dict[int, Any], int]:
+        """Errors by index, and the offset of the first."""
         passed("produce.before")
-        batch, produce = Batch(len(records)), self.producer.produce
-        for index, r in enumerate(records):
-            report = partial(batch.reported, index)
+        batch, produce = self.spare.pop() if self.spare else Batch(), self.producer.produce
+        batch.begin(len(records))
+        for index, (r, report) in enumerate(zip(records, batch.reports, strict=False)):
             try:
                 produce(r.topic, r.value, r.key, r.partition, report, None, 0, r.headers)
             except BufferError:  # the queue is full: until there is room
                 await self._room(partial(produce, r.topic, r.value, r.key, r.partition, report, None, 0, r.headers))
             except KafkaException as error:
-                batch.reported(index, error.args[0], None)
+                report(error.args[0], None)
             if index % SLICE == SLICE - 1:
-                self._look()
+                self.producer.poll(0)
                 await asyncio.sleep(0)
+        until = time.monotonic() + LOOK * (len(records) // SLICE)
+        while batch.left and time.monotonic() < until:  # a timer would be a millisecond late
+            self.producer.poll(LOOK)
+            await asyncio.sleep(0)
         if self.timer is None:
             self._arm()
         await batch.done
+        if len(self.spare) < SPARE and len(batch.reports) <= LARGE:
+            self.spare.append(batch)
         passed("produce.after")
-        return batch
+        return batch.errors, batch.first
 
     async def _room(self, produce: Callable[[], Any]) -> None:
         while True:
@@ -141,24 +154,21 @@ class Sender:
         self.timer = self.loop.call_later(LOOK, self._due)
 
     def _due(self) -> None:
-        self._look()
+        self.producer.poll(0)
         if len(self.producer):
             self._arm()
         else:
             self.timer = None
 
-    def _look(self) -> None:
-        self.producer.poll(0)
-
-    def failures(self, records: Sequence[Record], batch: Batch) -> list[Failure]:
+    def failures(self, records: Sequence[Record], reported: Mapping[int, Any]) -> list[Failure]:
         """What failed, in our terms. A producer that has met a fatal error is replaced."""
         found = []
-        for index, error in sorted(batch.errors.items()):
+        for index, error in sorted(reported.items()):
             topic = records[index].topic
             if error.code() in VANISHED:
                 self.vanished(topic)
             found.append(self._failure(index, error, topic))
-        if any(error.fatal() or error.code() == KafkaError._FATAL for error in batch.errors.values()):
+        if any(error.fatal() or error.code() == KafkaError._FATAL for error in reported.values()):
             self.producer = Producer(self.config)
         return found
 
@@ -179,40 +189,11 @@ class Sender:
         self.producer.flush(within)
 
 
-class Transactions:
-    """Records and a group's offsets, both or nothing: a producer for each name, which has one owner at a time."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = config
-        self.producers: dict[str, Producer] = {}
-
-    def run(self, name: str, records: Sequence[Record], consumer: Consumer, offsets: list[TopicPartition]) -> None:
-        """In the consumer's thread. Raises ``KafkaException``: then the offsets must be read anew to know."""
-        producer = self.producers.get(name) or self.begin(name)
-        try:
-            producer.begin_transaction()
-            for r in records:
-                producer.produce(r.topic, r.value, r.key, r.partition, None, None, 0, r.headers)
-            producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata(), TRANSACTION)
-            passed("move.before")
-            producer.commit_transaction(TRANSACTION)
-        except KafkaException:
-            del self.producers[name]
-            self.begin(name)  # ends what is under way, one way or the other
-            raise
-
-    def begin(self, name: str) -> Producer:
-        """Ends what a former owner left under way: nobody waits until it times out."""
-        within = int(TRANSACTION * 1000)
-        limits = {"transaction.timeout.ms": within, "delivery.timeout.ms": within}
-        producer = Producer({**self.config, "transactional.id": name, **limits})
-        producer.init_transactions(TRANSACTION)
-        self.producers[name] = producer
-        return producer
-
-
 class Poller(threading.Thread):
     """One consumer and its thread. ``wake`` is called on the loop when something has arrived; ``failed`` with errors.
+
+    An error that nobody foresaw ends the consumer, not the thread: after a second there is another one, with which
+    ``again`` is called, in the thread. ``ailing`` hears of it on the loop: why, and whether it is over.
 
     ``most``: keep only so many of the latest (a live subscription), instead of waiting for room.
     """
@@ -222,12 +203,15 @@ class Poller(threading.Thread):
         config: Mapping[str, Any],
         wake: Callable[[], None],
         failed: Callable[[Any], None],
+        ailing: Callable[[str, bool], None],
         most: int | None = None,
     ) -> None:
         super().__init__(name=f"tidings-kafka-{config['group.id']}", daemon=True)
-        self.consumer = Consumer(dict(config))
+        self.config = dict(config)
+        self.consumer = Consumer(self.config)
         self.loop = asyncio.get_running_loop()
-        self.wake, self.failed, self.most = wake, failed, most
+        self.wake, self.failed, self.ailing, self.most = wake, failed, ailing, most
+        self.again: Callable[[Any], None] = lambda consumer: None
         self.arrived: deque[Any] = deque(maxlen=most)
         self.commands: deque[tuple[Callable[[], Any], asyncio.Future[Any]]] = deque()
         self.signal, self.ended = threading.Event(), asyncio.Event()
@@ -259,32 +243,58 @@ class Poller(threading.Thread):
         if self.ident is not None:
             await self.ended.wait()
 
-    def assign(self, places: Sequence[TopicPartition]) -> None:
-        """Read these partitions, for a consumer without a group."""
-        self.do(lambda: self.consumer.incremental_assign(list(places)))
+    def begin(self, again: Callable[[Any], None]) -> None:
+        """Start."""
+        self.again = again
+        self.start()
 
     # -- of the thread
 
     def run(self) -> None:
-        try:
-            while not self.ending:
-                if self.commands:
-                    self._obey()
-                try:
-                    if self.most is None and len(self.arrived) >= HIGH:
-                        self._choked()
-                    else:
-                        self._poll()
-                except KafkaException as error:
-                    log.warning("the Kafka consumer %s: %s", self.name, error)
-                    time.sleep(POLL)
-        except Exception:
-            log.exception("the Kafka consumer %s ended", self.name)
-        finally:
-            with suppress(Exception):
-                self.consumer.close()
+        while not self.ending:
+            try:
+                self._work()
+            except Exception as error:
+                log.exception("the Kafka consumer %s failed", self.name)
+                self.call(self.ailing, f"{self.name}: {type(error).__name__}: {error}", False)
+                self._close()
+                self._replace()
+        self._close()
+        self.call(self._over)
+
+    def _close(self) -> None:
+        """What waits to be done meets a closed consumer."""
+        with suppress(Exception):
+            self.consumer.close()
+        self._obey()
+
+    def _work(self) -> None:
+        while not self.ending:
+            if self.commands:
+                self._obey()
+            try:
+                if self.most is None and len(self.arrived) >= HIGH:
+                    self._choked()
+                else:
+                    self._poll()
+            except KafkaException as error:
+                log.warning("the Kafka consumer %s: %s", self.name, error)
+                time.sleep(POLL)
+
+    def _replace(self) -> None:
+        self.choked = False
+        while not self.ending:
+            self.signal.wait(AGAIN)
+            self.signal.clear()
             self._obey()
-            self.call(self._over)
+            try:
+                self.consumer = Consumer(self.config)
+                self.again(self.consumer)
+            except Exception:
+                log.exception("the Kafka consumer %s cannot be replaced yet", self.name)
+            else:
+                self.call(self.ailing, self.name, True)
+                return
 
     def _over(self) -> None:
         """On the loop: what came too late meets a closed consumer."""

@@ -5,32 +5,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from tidings.kernel.errors import BusError
 from tidings.kernel.message import Message
 from tidings.kernel.topics import GROUP
-from tidings.kernel.transport import Ack, Delivery, Event, Failure, Release, Retry, Settlement
-from tidings.transports._kafka_records import (
-    DELAYED,
-    MOVER,
-    Opened,
-    Record,
-    delayed,
-    headers_of,
-    undelayed,
-)
-from tidings.transports._offsets import AHEAD, Window
+from tidings.kernel.transport import ACK, Ack, Delivery, Event, Failure, Release, Retry, Settlement
+from tidings.transports._kafka_records import DELAYED, MOVER, Opened, Record, delayed, headers_of, undelayed
+from tidings.transports._offsets import Window
 from tidings.transports._points import passed
 from tidings.transports._wire import copied
 
-from .clients import Transactions
 from .membership import LOOK_AGAIN, LOST, Member, Reads, not_held
 
 if TYPE_CHECKING:
@@ -41,7 +32,8 @@ log = logging.getLogger("tidings")
 PARK = 1.0  # seconds; what comes back later than that goes by way of the delays, unless its group is ordered
 LEAVE = 1.0  # seconds after ``stop`` until partitions without work are given to others
 MOVING = 256  # records of a level of delays that are looked at ahead
-ASIDE = 1000  # records of a partition that are set aside until it is paused
+TRANSACTION = 5.0  # seconds
+REFUSED = 60.0  # seconds until what could not be moved is tried again
 
 
 class GroupConsumer(Member):
@@ -49,7 +41,7 @@ class GroupConsumer(Member):
 
     def __init__(self, transport: KafkaTransport, reads: Reads) -> None:
         super().__init__(transport, reads)
-        self.lease, self.limited = reads.lease, False
+        self.lease = reads.lease
         self.ages: dict[tuple[Window, int], int] = {}
         if self.lease < math.inf:
             self._at("sweep", self.lease / 2, self._sweep)
@@ -80,92 +72,41 @@ class GroupConsumer(Member):
         self.wake()
         self._at("leave", LEAVE, self.refresh)
 
-    def _take(self, limit: int) -> list[Delivery]:
-        self.poller.taken()
-        now, taken = self.clock.now(), list[Delivery]()
-        for window in tuple(self.windows.values()):
-            window.ahead = max(2 * limit, window.ahead * 7 // 8, AHEAD)  # the faster, the further
-            if window.back and not window.giving:
-                taken += window.due(now, limit - len(taken))
-            if window.aside and not window.giving:
-                self._take_aside(window, taken, limit)
-        arrived, windows, kinds = self.poller.arrived, self.windows, self.transport.destinations
-        while arrived and len(taken) < limit:
-            raw = arrived.popleft()
-            self.seen += 1
-            offset, topic = raw.offset(), raw.topic()
-            found = windows.get((topic, raw.partition()))
-            if found is None or found.giving or self.seen <= found.since:
-                continue
-            if found.aside or offset >= found.upto or len(found.open) >= found.most:
-                self._put_aside(found, raw)
-            else:
-                self._open(found, raw, offset, kinds.get(topic, topic), taken)
-        return taken
-
-    def _open(self, window: Window, raw: Any, offset: int, destination: str, taken: list[Delivery]) -> None:
-        if raw.error() is not None:  # the end, beyond what is no record
-            if window.skip(offset):
-                self.transport.spawn(self.commit((window,)))
-        elif window.wanted(offset):
-            found = self.reads.opened(destination, raw)
-            delivery = window.fresh(offset, found.message, found.failures, found.crashes, found.suspect)
-            if delivery is not None:
-                taken.append(delivery)
-
-    def _put_aside(self, window: Window, raw: Any) -> None:
-        """It is further than was declared as handed out, or than can be remembered."""
-        if not window.aside:
-            window.reach(raw.offset())
-        window.aside.append(raw)
-        self.limited |= not window.full
-        if len(window.aside) >= ASIDE and (not window.paused or not len(window.aside) % ASIDE):
-            window.paused = True
-            self.poller.do(lambda: self.poller.consumer.pause([TopicPartition(*window.place)]))
-
-    def _take_aside(self, window: Window, taken: list[Delivery], limit: int) -> None:
-        aside, destination = window.aside, self.transport.destinations.get(window.place[0], window.place[0])
-        while aside and len(taken) < limit and len(window.open) < window.most:
-            window.reach(offset := aside[0].offset())
-            if offset >= window.upto:
-                break
-            self._open(window, aside.popleft(), offset, destination, taken)
-        self.limited |= bool(aside and not window.full and len(taken) < limit)
-        if window.paused and len(aside) < ASIDE // 2:
-            window.paused = False
-            self.poller.do(lambda: self.poller.consumer.resume([TopicPartition(*window.place)]))
-
     # -- settling
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Failure]:
         passed("settle.before")
-        touched: dict[int, Window] = {}
+        touched: dict[Window, list[int]] = {}
         failures, others = list[Failure](), list[int]()
         for index, settlement in enumerate(settlements):
             delivery = settlement.delivery
             window: Any = delivery.session
-            if window is LOST or not window.holds(delivery):
+            done = settlement.action is ACK and not settlement.outgoing
+            if window is LOST or not (window.settle(delivery) if done else window.holds(delivery)):
                 failures.append(not_held(index, delivery))
-            elif settlement.outgoing or type(settlement.action) is not Ack:
+            elif not done:
                 others.append(index)
+            elif window in touched:
+                touched[window].append(index)
             else:
-                window.settle(delivery)
-                touched[index] = window
+                touched[window] = [index]
         if others:
             failures += await self._settle(settlements, others, touched)
         self.finished.set()
         if touched:
-            if self.reads.ordered or any(window.aside for window in set(touched.values())):
+            if self.reads.ordered or any(window.aside for window in touched):
                 self.wake()
-            await self.commit(touched.values())
-            failures += [not_held(i, settlements[i].delivery) for i, w in touched.items() if not (w.alive or w.given)]
+            await self.commit(touched)
+            for window, indices in touched.items():
+                if not (window.alive or window.given):
+                    failures += [not_held(index, settlements[index].delivery) for index in indices]
         if fenced := sum(failure.kind == "fenced" for failure in failures):
             self.transport.notify(Event("fenced", fenced, self.reads.group))
         passed("settle.after")
         return failures
 
     async def _settle(
-        self, settlements: Sequence[Settlement], others: Sequence[int], touched: dict[int, Window]
+        self, settlements: Sequence[Settlement], others: Sequence[int], touched: dict[Window, list[int]]
     ) -> list[Failure]:
         """Those with more than an ``Ack``: what goes out first, then the inputs of what was accepted."""
         sent, of = list[Any](), list[int]()
@@ -186,7 +127,7 @@ class GroupConsumer(Member):
                 refused[index] = not_held(index, delivery)
                 continue
             self._apply(window, settlements[index])
-            touched[index] = window
+            touched.setdefault(window, []).append(index)
         self.wake()
         return list(refused.values())
 
@@ -286,6 +227,38 @@ class GroupConsumer(Member):
         self.transport.answerers.clear()
 
 
+class Transactions:
+    """Records and a group's offsets, both or nothing: a producer for each name, which has one owner at a time."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+        self.producers: dict[str, Producer] = {}
+
+    def run(self, name: str, records: Sequence[Record], consumer: Consumer, offsets: list[TopicPartition]) -> None:
+        """In the consumer's thread. Raises ``KafkaException``: then the offsets must be read anew to know."""
+        producer = self.producers.get(name) or self.begin(name)
+        try:
+            producer.begin_transaction()
+            for r in records:
+                producer.produce(r.topic, r.value, r.key, r.partition, None, None, 0, r.headers)
+            producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata(), TRANSACTION)
+            passed("move.before")
+            producer.commit_transaction(TRANSACTION)
+        except KafkaException:
+            del self.producers[name]
+            self.begin(name)  # ends what is under way, one way or the other
+            raise
+
+    def begin(self, name: str) -> Producer:
+        """Ends what a former owner left under way: nobody waits until it times out."""
+        within = int(TRANSACTION * 1000)
+        limits = {"transaction.timeout.ms": within, "delivery.timeout.ms": within}
+        producer = Producer({**self.config, "transactional.id": name, **limits})
+        producer.init_transactions(TRANSACTION)
+        self.producers[name] = producer
+        return producer
+
+
 class Mover:
     """Moves what is delayed, when it is due, to where it belongs: a group of its own, so in one process at a time.
 
@@ -308,8 +281,17 @@ class Mover:
         return [topic for topic, name in self.transport.destinations.items() if name.startswith(DELAYED)]
 
     def _opened(self, destination: str, raw: Any) -> Opened:
-        to, due = undelayed(raw)
-        level = int(destination.removeprefix(DELAYED))
+        """Where to, when it is due, and when it has its turn. What a stranger wrote goes nowhere, at once."""
+        try:
+            level = int(destination.removeprefix(DELAYED))
+            to, due = undelayed(raw)
+            if self.names.destination(to.topic) is None:
+                raise ValueError(f"{to.topic!r} is no topic of this bus")
+        except ValueError as error:
+            where = f"{raw.topic()}/{raw.partition()}/{raw.offset()}"
+            log.error("%s is no delayed message, and is skipped: %s", where, error)
+            self.transport.notify(Event("dropped", 1, where))
+            return Opened(Message(destination, data=(None, 0.0, 0.0)))
         turn = min(due, raw.timestamp()[1] / 1000 + level) if level else due
         return Opened(Message(destination, data=(to, due, turn)))
 
@@ -338,9 +320,10 @@ class Mover:
     async def _go(self, window: Window, deliveries: list[Delivery], now: float) -> None:
         consumer, moved = self.consumer, list[Record]()
         for to, due, _ in (delivery.message.data for delivery in deliveries):
-            moved.append(to if due <= now else delayed(self.names, to, due, now))
+            if to is not None:
+                moved.append(to if due <= now else delayed(self.names, to, due, now))
         try:
-            await self.transport.ensure(name for r in moved if (name := self.names.destination(r.topic)))
+            moved = await self._possible(moved, now)
             async with consumer.exclusive:
                 if window.alive and not window.giving:
                     offsets = [TopicPartition(*window.place, *window.without(deliveries))]
@@ -353,6 +336,18 @@ class Mover:
             window.alive = False
             await asyncio.sleep(1.0)
             consumer.rejoin()
+
+    async def _possible(self, records: list[Record], now: float) -> list[Record]:
+        """What goes to a topic that cannot be made waits once more, and holds up nobody. Raises ``BusUnavailable``."""
+        destination = self.names.destination
+        refused = await self.transport.refusals({destination(record.topic) or "" for record in records})
+        for name, error in refused.items():
+            log.error("what is due for %r cannot be moved, trying again in %g s: %s", name, REFUSED, error)
+        if refused:
+            later = now + REFUSED
+            records = [delayed(self.names, r, later, now) if destination(r.topic) in refused else r for r in records]
+            await self.transport.ensure(destination(record.topic) or "" for record in records)
+        return records
 
     async def close(self) -> None:
         await self.consumer.end(clean=True)

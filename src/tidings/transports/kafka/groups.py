@@ -1,15 +1,18 @@
 """What a bus knows beside its messages: groups and ticks, in one compacted topic, ``_tidings.state``; and what can be
 done with groups.
 
-An entry is replaced by compare-and-set: a record says which record of its key it was made from (``base``), and one
-whose base is no longer the last is void. So of several writers exactly one wins, and each finds out by reading its own
-record back. Everybody reads the whole topic and goes on reading it: a change is known to all within milliseconds.
+An entry is replaced by compare-and-set: its records are numbered, each by one more than what its writer knew, and the
+first of a number is the entry; what comes later with the same or a lower one is void. So of several writers exactly one
+wins, and each finds out by reading its own record back. Compaction keeps the last record of a key, void or not: whoever
+wrote a void one, or finds one when it opens, therefore writes the entry once more behind it, with its own number.
+Everybody reads the whole topic and goes on reading it: a change is known to all within milliseconds.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -48,16 +51,20 @@ class Tick(Struct):
 class Line(Struct):
     """A record's value."""
 
-    base: int
+    number: int
     data: Raw
 
 
 NONE = Raw(b"null")
 
 
-class Entry(Struct):
-    offset: int = -1
+class Entry(Struct, frozen=True):
+    number: int = 0
     data: Raw = NONE
+    offset: int = -1
+
+
+NOTHING = Entry()
 
 
 class StateLog:
@@ -67,9 +74,14 @@ class StateLog:
         self.topic, self.store, self.changed = topic, store, changed
         self.entries: dict[str, Entry] = {}
         self.groups: dict[str, Registration] = {}
+        self.hidden: set[str] = set()  # keys whose last record is void
         self.position = 0
         self.moved = asyncio.Event()
         self.poller: Poller | None = None
+
+    def follow(self, consumer: Any) -> None:
+        """Read on, in the poller's thread. What was read and not folded yet comes again, which does no harm."""
+        consumer.assign([TopicPartition(self.topic, 0, self.position)])
 
     def fold(self) -> None:
         """Take in what the poller has read."""
@@ -80,29 +92,32 @@ class StateLog:
             raw: Any = arrived.popleft()
             if raw.error() is None:
                 self.position = raw.offset() + 1
-                self._take(raw.key().decode(), raw.offset(), raw.value())
+                with suppress(AttributeError, TypeError, UnicodeDecodeError, msgspec.MsgspecError):  # a stranger's
+                    self._take(raw.key().decode(), raw.offset(), raw.value())
         moved, self.moved = self.moved, asyncio.Event()
         moved.set()
 
     def _take(self, key: str, offset: int, value: bytes) -> None:
-        try:
-            line = msgspec.json.decode(value, type=Line)
-        except msgspec.MsgspecError:
-            return
-        entry = self.entries.setdefault(key, Entry())
-        if entry.offset not in (-1, line.base):
-            return
-        self.entries[key] = Entry(offset, line.data)
+        line = msgspec.json.decode(value, type=Line)
         kind, _, name = key.partition("/")
+        gone = kind != "group" or bytes(line.data) == b"null"
+        group = None if gone else msgspec.json.decode(line.data, type=Registration)
+        entry = self.entries.get(key, NOTHING)
+        if line.number <= entry.number:
+            same = line.number == entry.number and bytes(line.data) == bytes(entry.data)
+            (self.hidden.discard if same else self.hidden.add)(key)
+            return
+        self.entries[key] = Entry(line.number, line.data, offset)
+        self.hidden.discard(key)
         if kind == "group":
-            if bytes(line.data) == b"null":
+            if group is None:
                 self.groups.pop(name, None)
             else:
-                self.groups[name] = msgspec.json.decode(line.data, type=Registration)
+                self.groups[name] = group
             self.changed()
 
     def read(self, key: str, kind: Any) -> Any:
-        entry = self.entries.get(key, Entry())
+        entry = self.entries.get(key, NOTHING)
         return None if bytes(entry.data) == b"null" else msgspec.json.decode(entry.data, type=kind)
 
     async def reach(self, position: int, within: float = 30.0) -> None:
@@ -114,13 +129,30 @@ class StateLog:
         except TimeoutError:
             raise BusUnavailable(f"{self.topic} could not be read within {within:g} s") from None
 
-    async def replace(self, key: str, data: Any) -> bool:
-        """Write an entry; False: somebody else was faster, and their entry is folded now."""
-        base = self.entries.get(key, Entry()).offset
-        value = msgspec.json.encode(Line(base, Raw(msgspec.json.encode(data))))
-        offset = await self.store(Record(self.topic, value, key, []))
+    def number(self, key: str) -> int:
+        """Which record its entry is."""
+        return self.entries.get(key, NOTHING).number
+
+    async def replace(self, key: str, data: Any, known: int) -> bool:
+        """Write an entry in place of the one of that number; False: somebody else did, and theirs is folded now."""
+        offset = await self._write(key, known + 1, Raw(msgspec.json.encode(data)))
+        won = self.entries[key].offset == offset
+        if not won:
+            await self.uncover(key)
+        return won
+
+    async def uncover(self, *keys: str) -> None:
+        """Write the entries of these keys once more, where a void record lies upon them."""
+        for key in keys or sorted(self.hidden):
+            while key in self.hidden:
+                entry = self.entries[key]
+                await self._write(key, entry.number, entry.data)
+
+    async def _write(self, key: str, number: int, data: Raw) -> int:
+        """Store a record and read it back; its offset."""
+        offset = await self.store(Record(self.topic, msgspec.json.encode(Line(number, data)), key, []))
         await self.reach(offset + 1)
-        return self.entries[key].offset == offset
+        return offset
 
 
 class Groups:
@@ -160,7 +192,7 @@ class Groups:
     async def register(self, subscription: Subscription, name: str) -> None:
         """Create a group or change it: the last registration wins, from now on; what waits is drained."""
         while True:
-            before = self.log.groups.get(name)
+            before, known = self.log.groups.get(name), self.log.number(f"group/{name}")
             same = ("app", "pattern", "ordered")
             if before and all(getattr(before, field) == getattr(subscription, field) for field in same):
                 return
@@ -171,7 +203,7 @@ class Groups:
                 await self._change(before, after)
             else:
                 await self._begin(after, subscription.start, GROUP + name)
-            if await self.log.replace(f"group/{name}", after):
+            if await self.log.replace(f"group/{name}", after, known):
                 return
 
     async def _begin(self, after: Registration, start: float | None, private: str) -> None:
@@ -272,31 +304,47 @@ class Groups:
             await self._done(future, f"the offsets of {name!r} cannot be set")
 
     async def rename(self, name: str, to: str) -> None:
-        group = await self.at_rest(name)
+        """The new name is taken first: nobody else's offsets are touched."""
+        known, taken = self.log.number(f"group/{name}"), self.log.number(f"group/{to}")
+        exists = BusError(f"group {to!r} exists", mend=f"drop it first, or drop {name!r}")
         if to in self.log.groups:
-            raise BusError(f"group {to!r} exists", mend=f"drop it first, or drop {name!r}")
-        await self.alter(to, await self.committed(name))
-        await self.log.replace(f"group/{to}", msgspec.structs.replace(group, names=[*group.names, name]))
-        await self._forget(name)
+            raise exists
+        group = await self.at_rest(name)
+        committed = await self.committed(name)
+        after = msgspec.structs.replace(group, names=[*group.names, name])
+        if not await self.log.replace(f"group/{to}", after, taken):
+            raise exists
+        try:
+            await self.alter(to, committed)
+        except BusError:
+            await self._write(to, None, taken + 1)
+            raise
+        await self._forget(name, known)
 
     async def drop(self, name: str) -> None:
+        known = self.log.number(f"group/{name}")
         await self.at_rest(name)
-        await self._forget(name)
+        await self._forget(name, known)
 
-    async def _forget(self, name: str) -> None:
-        await self.log.replace(f"group/{name}", None)
+    async def _forget(self, name: str, known: int) -> None:
+        await self._write(name, None, known)
         id = self.names.group(name)
         (future,) = self.transport.admin.delete_consumer_groups([id]).values()
         await self._done(future, f"group {name!r} cannot be deleted")
 
     async def seek(self, name: str, start: float) -> None:
         """All that is retained since then once more; what is still to be drained stays to be drained."""
+        known = self.log.number(f"group/{name}")
         group, t = await self.at_rest(name), self.transport
         places = t.places_of(group.pattern)
         offsets = await (t.offsets_at(places, start) if start else t.firsts(places))
         kept = {topic: starts for topic, starts in group.start.items() if (topic, 0) not in offsets}
-        await self.log.replace(f"group/{name}", msgspec.structs.replace(group, start=kept))
+        await self._write(name, msgspec.structs.replace(group, start=kept), known)
         await self.alter(name, {place: (offset, "") for place, offset in offsets.items()})
+
+    async def _write(self, name: str, group: Registration | None, known: int) -> None:
+        if not await self.log.replace(f"group/{name}", group, known):
+            raise BusError(f"group {name!r} was changed by somebody else meanwhile", mend="look at it, and try again")
 
     async def _done(self, future: Any, what: str) -> None:
         try:
@@ -308,9 +356,10 @@ class Groups:
     async def tick(self, name: str, due: float) -> bool:
         while True:
             won: Tick | None = self.log.read(f"tick/{name}", Tick)
+            known = self.log.number(f"tick/{name}")
             if won is not None and due <= won.due:
                 return False
-            if await self.log.replace(f"tick/{name}", Tick(due)):
+            if await self.log.replace(f"tick/{name}", Tick(due), known):
                 return True
 
 

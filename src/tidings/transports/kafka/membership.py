@@ -1,4 +1,4 @@
-"""A member of a group: its partitions, as windows, and the commits of what is known of them. And live subscriptions.
+"""A member of a group: its partitions, as windows, and the commits of what is known of them.
 
 All that is known of a partition belongs to the loop. The poller's thread makes windows and asks for them back. Commits
 are made one at a time, each for everything that has become known meanwhile.
@@ -19,10 +19,10 @@ from confluent_kafka import OFFSET_BEGINNING, KafkaException, TopicPartition
 from msgspec import Struct
 
 from tidings.kernel.errors import BusError
-from tidings.kernel.topics import matches
-from tidings.kernel.transport import Delivery, Event, Failure, Session, Settlement
-from tidings.transports._kafka_records import Opened, Place, opened
-from tidings.transports._offsets import OrderedWindow, State, Window, read
+from tidings.kernel.message import Message
+from tidings.kernel.transport import Delivery, Failure, Session
+from tidings.transports._kafka_records import Opened, Place, lean
+from tidings.transports._offsets import AHEAD, OrderedWindow, State, Window, read
 from tidings.transports._points import passed
 
 from .clients import Poller
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 AGAIN = 0.1  # seconds between tries to commit
 LOOK_AGAIN = 5.0  # seconds; delays follow the wall clock, which may step
-LIVE_BUFFER = 1024  # messages
+ASIDE = 1000  # records of a partition that are set aside until it is paused
 HAND_OVER = 0.001  # seconds: how often a busy loop lets the other threads have the GIL
 
 
@@ -49,7 +49,7 @@ class Reads(Struct, frozen=True):
     topics: Callable[[], Sequence[str]]
     start: Callable[[str, int], int]
     until: Callable[[str, int], int | None]
-    opened: Callable[[str, Any], Opened] = opened
+    opened: Callable[[str, Any], Message[Any] | Opened] = lean
     most: int = 0  # unsettled of a partition; 0: as many as can be remembered
     prepare: Callable[[str], Any] = str  # called in the poller's thread before the offsets of a topic are read
     patient: bool = True  # what is in hand is finished before its partition is given up
@@ -69,13 +69,14 @@ class Member:
         self.committing: asyncio.Task[None] | None = None
         self.exclusive = asyncio.Lock()  # who commits
         self.stopped = self.closed = False
+        self.limited = False  # more is there than is declared as handed out
         self.future: asyncio.Future[None] | None = None
         self.joined = asyncio.Event()
         self.finished = asyncio.Event()  # something left our hands
         self.timers: dict[str, asyncio.TimerHandle] = {}
         config = transport.group_config(transport.names.group(reads.group))
-        self.poller = Poller(config, self.wake, transport.troubled)
-        self.poller.start()
+        self.poller = Poller(config, self.wake, transport.troubled, self._ailing)
+        self.poller.begin(self._again)
         self.refresh()
 
     def wake(self) -> None:
@@ -111,6 +112,17 @@ class Member:
         self.topics = []
         self.poller.do(self.poller.consumer.unsubscribe)
         self.refresh()
+
+    def _ailing(self, detail: str, well: bool) -> None:
+        if not well:
+            self._forget(tuple(self.windows.values()))
+        self.transport.ailing(detail, well)
+
+    def _again(self, consumer: Any) -> None:
+        """In the poller's thread: nothing of the former consumer is ours."""
+        for window in tuple(self.windows.values()):
+            window.alive = False
+        self._subscribe(self.topics)
 
     def _subscribe(self, topics: list[str]) -> None:
         consumer = self.poller.consumer
@@ -206,6 +218,67 @@ class Member:
         self.finished.set()
         self.wake()
 
+    # -- what was read
+
+    def _take(self, limit: int) -> list[Delivery]:
+        self.poller.taken()
+        now, taken = self.clock.now(), list[Delivery]()
+        for window in tuple(self.windows.values()):
+            window.ahead = max(2 * limit, window.ahead * 7 // 8, AHEAD)  # the faster, the further
+            if window.back and not window.giving:
+                taken += window.due(now, limit - len(taken))
+            if window.aside and not window.giving:
+                self._take_aside(window, taken, limit)
+        arrived, windows, kinds, place = self.poller.arrived, self.windows, self.transport.destinations, None
+        while arrived and len(taken) < limit:
+            raw = arrived.popleft()
+            self.seen += 1
+            if (at := (raw.topic(), raw.partition())) != place:
+                place, found, destination = at, windows.get(at), kinds.get(at[0], at[0])
+            if found is None or found.giving or self.seen <= found.since:
+                continue
+            offset = raw.offset()
+            if found.aside or offset >= found.upto or len(found.open) >= found.most:
+                self._put_aside(found, raw)
+            else:
+                self._open(found, raw, offset, destination, taken)
+        return taken
+
+    def _open(self, window: Window, raw: Any, offset: int, destination: str, taken: list[Delivery]) -> None:
+        if raw.error() is not None:  # the end, beyond what is no record
+            if window.skip(offset):
+                self.transport.spawn(self.commit((window,)))
+        elif window.wanted(offset):
+            found = self.reads.opened(destination, raw)
+            if isinstance(found, Message):
+                delivery = window.fresh(offset, found)
+            else:
+                delivery = window.fresh(offset, found.message, found.failures, found.crashes, found.suspect)
+            if delivery is not None:
+                taken.append(delivery)
+
+    def _put_aside(self, window: Window, raw: Any) -> None:
+        """It is further than was declared as handed out, or than can be remembered."""
+        if not window.aside:
+            window.reach(raw.offset())
+        window.aside.append(raw)
+        self.limited |= not window.full
+        if len(window.aside) >= ASIDE and (not window.paused or not len(window.aside) % ASIDE):
+            window.paused = True
+            self.poller.do(lambda: self.poller.consumer.pause([TopicPartition(*window.place)]))
+
+    def _take_aside(self, window: Window, taken: list[Delivery], limit: int) -> None:
+        aside, destination = window.aside, self.transport.destinations.get(window.place[0], window.place[0])
+        while aside and len(taken) < limit and len(window.open) < window.most:
+            window.reach(offset := aside[0].offset())
+            if offset >= window.upto:
+                break
+            self._open(window, aside.popleft(), offset, destination, taken)
+        self.limited |= bool(aside and not window.full and len(taken) < limit)
+        if window.paused and len(aside) < ASIDE // 2:
+            window.paused = False
+            self.poller.do(lambda: self.poller.consumer.resume([TopicPartition(*window.place)]))
+
     # -- commits
 
     async def commit(self, windows: Iterable[Window]) -> None:
@@ -282,81 +355,6 @@ class Member:
         time.sleep(1e-6)
         if self.committing is not None or any(window.held for window in tuple(self.windows.values())):
             self._hand_over()
-
-
-class LiveConsumer:
-    """A live subscription: no group, at most once; a bounded buffer from which the oldest is dropped."""
-
-    lease = math.inf
-
-    def __init__(self, transport: KafkaTransport, pattern: str, config: dict[str, Any]) -> None:
-        self.transport, self.pattern, self.stopped = transport, pattern, False
-        self.known: set[Place] = set()
-        self.future: asyncio.Future[None] | None = None
-        self.poller = Poller(config, self.wake, transport.troubled, LIVE_BUFFER)
-        self.session = Session()
-
-    async def start(self) -> None:
-        """From now on."""
-        places = self.transport.places_of(self.pattern)
-        ends = await self.transport.ends(places)
-        self.known.update(places)
-        self.poller.start()
-        self.poller.assign([TopicPartition(*place, end) for place, end in ends.items()])
-
-    def refresh(self) -> None:
-        """Read also the topics and partitions that are new, from their beginning."""
-        new = [place for place in self.transport.places_of(self.pattern) if place not in self.known]
-        self.known.update(new)
-        if new:
-            self.poller.assign([TopicPartition(*place, OFFSET_BEGINNING) for place in new])
-
-    async def receive(self, limit: int) -> Sequence[Delivery]:
-        while not self.stopped:
-            if taken := self._take(limit):
-                return taken
-            self.future = asyncio.get_running_loop().create_future()
-            await self.future
-        return ()
-
-    def _take(self, limit: int) -> list[Delivery]:
-        poller, taken = self.poller, list[Delivery]()
-        poller.taken()
-        if poller.dropped:
-            dropped, poller.dropped = poller.dropped, 0
-            self.transport.notify(Event("dropped", dropped, self.pattern))
-        while poller.arrived and len(taken) < limit:
-            raw = poller.arrived.popleft()
-            if raw.error() is not None:
-                continue
-            found = opened(self.transport.destinations.get(raw.topic(), raw.topic()), raw)
-            if matches(self.pattern, found.message.destination):
-                taken.append(Delivery(found.message, self.session, None, found.failures, found.crashes))
-        return taken
-
-    def wake(self) -> None:
-        if self.future is not None and not self.future.done():
-            self.future.set_result(None)
-
-    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Failure]:
-        out = [(index, message) for index, s in enumerate(settlements) for message in s.outgoing]
-        failures = await self.transport.send([message for _, message in out]) if out else ()
-        return [Failure(out[failure.index][0], failure.kind, failure.error) for failure in failures]
-
-    async def extend(self, deliveries: Sequence[Delivery]) -> None:
-        """There is no lease."""
-
-    async def mark(self, delivery: Delivery) -> bool:
-        return True
-
-    def stop(self) -> None:
-        self.stopped = True
-        self.wake()
-
-    async def close(self) -> None:
-        self.stop()
-        await self.poller.end()
-        self.transport.consumers.pop(self, None)
 
 
 def not_held(index: int, delivery: Delivery) -> Failure:

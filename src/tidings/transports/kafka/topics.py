@@ -1,4 +1,6 @@
-"""Topics: which there are, created when they are first needed; their offsets; and a look into them."""
+"""Topics: which there are, created when they are first needed; their offsets; a look into them, or a lasting one: live
+subscriptions.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.cimpl import NewTopic
@@ -19,12 +29,18 @@ from tidings.kernel import errors
 from tidings.kernel.clock import Clock
 from tidings.kernel.message import new_id, seconds
 from tidings.kernel.topics import DEAD, GROUP, REPLY, matches
-from tidings.kernel.transport import Stored, TopicInfo
+from tidings.kernel.transport import Delivery, Event, Failure, Session, Settlement, Stored, TopicInfo
 from tidings.transports._kafka_records import DELAYED, MOVER, STATE, Names, Place, opened, share
 
 from . import Kafka
+from .clients import Poller
+
+if TYPE_CHECKING:
+    from .transport import KafkaTransport
 
 BROKEN = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._AUTHENTICATION, KafkaError._SSL}
+LIVE_BUFFER = 1024  # messages
+BEHIND = 5.0  # seconds for which a broker may not know of a topic that was made
 FOREVER, HOUR, DAY = "-1", "3600000", "86400000"
 _LATEST: Any = OffsetSpec.latest()  # type: ignore[no-untyped-call]
 _EARLIEST: Any = OffsetSpec.earliest()  # type: ignore[no-untyped-call]
@@ -42,6 +58,8 @@ class Topics:
     wait: float
     partitions: dict[str, int]  # by Kafka's names
     destinations: dict[str, str]
+    made: dict[str, tuple[int, float]]  # topics made a moment ago: their partitions, and how long lists may lack them
+    looking: asyncio.Lock
 
     def renamed(self) -> None:
         raise NotImplementedError
@@ -54,8 +72,11 @@ class Topics:
 
     async def look(self) -> None:
         """Read the list of topics, and tell consumers what is new. Raises ``KafkaException``."""
-        found = await self.loop.run_in_executor(self.pool, partial(self.admin.list_topics, timeout=2))
-        partitions = {
+        async with self.looking:  # the last list is the newest
+            found = await self.loop.run_in_executor(self.pool, partial(self.admin.list_topics, timeout=2))
+        now = self.clock.monotonic()
+        self.made = {topic: made for topic, made in self.made.items() if made[1] > now}
+        partitions = {topic: count for topic, (count, _) in self.made.items()} | {
             name: len(topic.partitions)
             for name, topic in found.topics.items()
             if not topic.error and self.names.destination(name) is not None
@@ -71,6 +92,7 @@ class Topics:
     def _vanished(self, topic: str) -> None:
         """Somebody deleted it: the next publish creates it again."""
         self.partitions.pop(topic, None)
+        self.made.pop(topic, None)
 
     async def ensure(self, destinations: Iterable[str]) -> None:
         """Create the topics that are not there. Raises ``BusError``."""
@@ -84,15 +106,29 @@ class Topics:
             futures = self.admin.create_topics(topics, request_timeout=10)
             for topic, future in futures.items():
                 if await self._created(topic, future, deadline):
-                    del missing[topic]
+                    count = self._new(topic, missing.pop(topic)).num_partitions
+                    self.made[topic] = count, self.clock.monotonic() + BEHIND
         try:
             await self.look()
         except KafkaException as error:
             self.troubled(error.args[0])
-        for topic, name in wanted.items():
-            if topic not in self.partitions:  # created, and the broker asked does not know it yet
-                self.partitions[topic] = self._new(topic, name).num_partitions
-                self._named()
+            self.partitions |= {topic: self.made[topic][0] for topic in wanted if topic in self.made}
+            self._named()
+
+    async def refusals(self, destinations: set[str]) -> dict[str, errors.BusError]:
+        """Topics that cannot be created, and why: they touch nobody else. Raises ``BusUnavailable``."""
+        found: dict[str, errors.BusError] = {}
+        for some in (destinations, *({name} for name in sorted(destinations))):
+            try:
+                await self.ensure(some)
+            except errors.BusUnavailable:
+                raise
+            except errors.BusError as error:
+                found |= {name: error for name in some if len(some) == 1}
+            else:
+                if some is destinations:
+                    break
+        return found
 
     async def _created(self, topic: str, future: Any, deadline: float) -> bool:
         try:
@@ -208,6 +244,88 @@ class Topics:
         finally:
             consumer.close()
         return found
+
+
+class LiveConsumer:
+    """A live subscription: no group, at most once; a bounded buffer from which the oldest is dropped."""
+
+    lease = math.inf
+
+    def __init__(self, transport: KafkaTransport, pattern: str, config: dict[str, Any]) -> None:
+        self.transport, self.pattern, self.stopped = transport, pattern, False
+        self.known: set[Place] = set()
+        self.future: asyncio.Future[None] | None = None
+        self.poller = Poller(config, self.wake, transport.troubled, transport.ailing, LIVE_BUFFER)
+        self.session = Session()
+
+    async def start(self) -> None:
+        """From now on."""
+        places = self.transport.places_of(self.pattern)
+        ends = await self.transport.ends(places)
+        self.known.update(places)
+        self.poller.begin(self._again)
+        self._assign([TopicPartition(*place, end) for place, end in ends.items()])
+
+    def _again(self, consumer: Any) -> None:
+        """In the poller's thread: from now on, once more."""
+        consumer.assign([TopicPartition(*place, OFFSET_END) for place in tuple(self.known)])
+
+    def _assign(self, places: list[TopicPartition]) -> None:
+        self.poller.do(lambda: self.poller.consumer.incremental_assign(places))
+
+    def refresh(self) -> None:
+        """Read also the topics and partitions that are new, from their beginning."""
+        new = [place for place in self.transport.places_of(self.pattern) if place not in self.known]
+        self.known.update(new)
+        if new:
+            self._assign([TopicPartition(*place, OFFSET_BEGINNING) for place in new])
+
+    async def receive(self, limit: int) -> Sequence[Delivery]:
+        while not self.stopped:
+            if taken := self._take(limit):
+                return taken
+            self.future = asyncio.get_running_loop().create_future()
+            await self.future
+        return ()
+
+    def _take(self, limit: int) -> list[Delivery]:
+        poller, taken = self.poller, list[Delivery]()
+        poller.taken()
+        if poller.dropped:
+            dropped, poller.dropped = poller.dropped, 0
+            self.transport.notify(Event("dropped", dropped, self.pattern))
+        while poller.arrived and len(taken) < limit:
+            raw = poller.arrived.popleft()
+            if raw.error() is not None:
+                continue
+            found = opened(self.transport.destinations.get(raw.topic(), raw.topic()), raw)
+            if matches(self.pattern, found.message.destination):
+                taken.append(Delivery(found.message, self.session, None, found.failures, found.crashes))
+        return taken
+
+    def wake(self) -> None:
+        if self.future is not None and not self.future.done():
+            self.future.set_result(None)
+
+    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Failure]:
+        out = [(index, message) for index, s in enumerate(settlements) for message in s.outgoing]
+        failures = await self.transport.send([message for _, message in out]) if out else ()
+        return [Failure(out[failure.index][0], failure.kind, failure.error) for failure in failures]
+
+    async def extend(self, deliveries: Sequence[Delivery]) -> None:
+        """There is no lease."""
+
+    async def mark(self, delivery: Delivery) -> bool:
+        return True
+
+    def stop(self) -> None:
+        self.stopped = True
+        self.wake()
+
+    async def close(self) -> None:
+        self.stop()
+        await self.poller.end()
+        self.transport.consumers.pop(self, None)
 
 
 def _position(raw: Any) -> int:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, TopicPartition
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import ConfigResource
 from msgspec.structs import replace
@@ -20,16 +20,7 @@ from tidings.kernel.clock import SYSTEM, current_clock
 from tidings.kernel.message import Message, new_id, seconds
 from tidings.kernel.topics import DEAD, GROUP, REPLY, REQUEST, matches
 from tidings.kernel.transport import Event, Failure, Subscription
-from tidings.transports._kafka_records import (
-    DELAYED,
-    MOVER,
-    STATE,
-    Names,
-    Place,
-    Record,
-    delayed,
-    record,
-)
+from tidings.transports._kafka_records import DELAYED, MOVER, STATE, Names, Place, Record, delayed, record
 from tidings.transports._offsets import Window
 from tidings.transports._points import passed
 
@@ -37,8 +28,8 @@ from . import Kafka
 from .clients import Poller, Sender
 from .consumers import GroupConsumer, Mover
 from .groups import Groups, StateLog
-from .membership import LiveConsumer, Reads
-from .topics import BROKEN, Topics
+from .membership import Reads
+from .topics import BROKEN, LiveConsumer, Topics
 
 log = logging.getLogger("tidings")
 
@@ -79,6 +70,8 @@ class KafkaTransport(Topics):
         self.notify: Callable[[Event], None] = lambda event: None
         self.partitions: dict[str, int] = {}  # by Kafka's names
         self.destinations: dict[str, str] = {}
+        self.made: dict[str, tuple[int, float]] = {}
+        self.looking = asyncio.Lock()
         self.consumers: dict[Any, None] = {}
         self.answerers: dict[str, tuple[float, bool]] = {}
         self.routes: dict[str, bool] = {}
@@ -108,11 +101,13 @@ class KafkaTransport(Topics):
         await self.ensure([STATE])
         self.state = StateLog(state, self.sender.store, self._regrouped)
         self.groups_ = Groups(self, self.state)
-        self.state.poller = Poller(self.group_config(f"{MOVER}.{new_id()}"), self.state.fold, self.troubled)
-        self.state.poller.start()
-        self.state.poller.assign([TopicPartition(state, 0, 0)])
+        name = self.group_config(f"{MOVER}.{new_id()}")
+        self.state.poller = poller = Poller(name, self.state.fold, self.troubled, self.ailing)
+        poller.begin(self.state.follow)
+        poller.do(lambda: self.state.follow(poller.consumer))
         ends = await self.ends([(state, 0)])
         await self.state.reach(ends[state, 0])
+        self.spawn(self.state.uncover())
         self.spawn(self._refreshing())
 
     async def _reach(self) -> None:
@@ -134,8 +129,11 @@ class KafkaTransport(Topics):
 
     async def _largest(self) -> int:
         """Bytes of a record that the broker takes; its default if it does not say."""
-        brokers = await self.loop.run_in_executor(self.pool, lambda: self.admin.list_topics(timeout=10).brokers)
-        resource = ConfigResource(ConfigResource.Type.BROKER, str(next(iter(brokers))))
+        brokers, deadline = dict[int, Any](), self.clock.monotonic() + self.options.connect
+        while not brokers and self.clock.monotonic() < deadline:  # one that has just started may not know itself yet
+            brokers = await self.loop.run_in_executor(self.pool, lambda: self.admin.list_topics(timeout=10).brokers)
+            await asyncio.sleep(0 if brokers else 0.05)
+        resource = ConfigResource(ConfigResource.Type.BROKER, str(next(iter(brokers), 0)))
         try:
             (future,) = self.admin.describe_configs([resource]).values()
             return int((await asyncio.wrap_future(future))["message.max.bytes"].value)
@@ -194,6 +192,11 @@ class KafkaTransport(Topics):
             self.lost = True
             self.notify(Event("lost", detail=self.trouble))
 
+    def ailing(self, detail: str, well: bool) -> None:
+        """A poller's thread failed, or works again."""
+        if self.client is not None:
+            self.notify(Event("connected" if well else "lost", detail=detail))
+
     async def _refreshing(self) -> None:
         """Learn of topics, for ever; and whether the broker is there."""
         while True:
@@ -235,50 +238,43 @@ class KafkaTransport(Topics):
 
     async def send(self, items: Sequence[Message[Any] | Record]) -> list[Failure]:
         """Produce messages, and records that are ready. Raises ``BusUnavailable`` when topics cannot be created."""
-        now, names, partitions, most = self.clock.now(), self.names, self.partitions, self.capabilities.max_payload
-        failures, records, of, unrouted = list[Failure](), list[Record](), list[int](), list[str]()
         fresh = {m.address or m.topic for m in items if isinstance(m, Message)}
-        refusals = await self._refusals(fresh)
-        partitions, turn = self.partitions, self.turn
+        refusals = await self.refusals(fresh)
+        unheard = {destination for destination in fresh if not self._routed(destination)}
+        now, names, partitions, most = self.clock.now(), self.names, self.partitions, self.capabilities.max_payload
+        failures, records, unrouted = list[Failure](), list[Record](), list[str]()
+        turn, waiting = self.turn, False
         self.turn += 1 + len(items) // TOGETHER
         for index, item in enumerate(items):
-            if isinstance(item, Record):
-                made = item
-            elif error := refusals.get(item.address or item.topic):
+            if type(item) is Record:
+                records.append(item)
+                waiting = True
+                continue
+            m: Any = item
+            if refusals and (error := refusals.get(m.destination)):
                 failures.append(Failure(index, "rejected", error))
                 continue
-            elif len(item.body) > most:
-                what = f"{item.topic!r}: {len(item.body)} bytes; this Kafka takes {most}"
+            if len(m.body) > most:
+                what = f"{m.topic!r}: {len(m.body)} bytes; this Kafka takes {most}"
                 failures.append(Failure(index, "rejected", errors.TooLarge(what, mend="raise message.max.bytes")))
                 continue
-            else:
-                made = record(names, item, partitions, turn + index // TOGETHER)
-                if item.deliver_at is not None and item.deliver_at > now:
-                    made = delayed(names, made, item.deliver_at, now)
-                if not self._routed(item.address or item.topic):
-                    unrouted.append(item.destination)
+            made = record(names, m, partitions, turn + index // TOGETHER)
+            if m.deliver_at is not None and m.deliver_at > now:
+                made = delayed(names, made, m.deliver_at, now)
+                waiting = True
+            if unheard and m.destination in unheard:
+                unrouted.append(m.destination)
             records.append(made)
-            of.append(index)
-        await self._levels(records)
+        if waiting:
+            await self._levels(records)
         refused = await self.sender.send(records)
         if unrouted:
             self.notify(Event("unrouted", len(unrouted), unrouted[0]))
+        if not refused:
+            return failures
+        left_out = {failure.index for failure in failures}
+        of = [index for index in range(len(items)) if index not in left_out]
         return [*failures, *(Failure(of[f.index], f.kind, f.error) for f in refused)]
-
-    async def _refusals(self, destinations: set[str]) -> dict[str, errors.BusError]:
-        """Topics that cannot be created, and why: they touch nobody else. Raises ``BusUnavailable``."""
-        found: dict[str, errors.BusError] = {}
-        for some in (destinations, *({name} for name in sorted(destinations))):
-            try:
-                await self.ensure(some)
-            except errors.BusUnavailable:
-                raise
-            except errors.BusError as error:
-                found |= {name: error for name in some if len(some) == 1}
-            else:
-                if some is destinations:
-                    break
-        return found
 
     async def _levels(self, records: Sequence[Record]) -> None:
         """Levels of delays that are used for the first time; and somebody who moves what is in them."""
@@ -324,11 +320,12 @@ class KafkaTransport(Topics):
         if name is None:
             live = consumer = LiveConsumer(self, pattern, self.group_config(f"{MOVER}.{new_id()}"))
             await live.start()
+            self.consumers[consumer] = None
         else:
             await self.groups_.register(subscription, name)
             group = consumer = GroupConsumer(self, self._reads(name, subscription.ordered))
+            self.consumers[consumer] = None  # it has to hear of topics that come meanwhile
             await group.join(seconds(self.options.join, "join"), anyhow=pattern.startswith(REQUEST))
-        self.consumers[consumer] = None
         return consumer
 
     def _reads(self, name: str, ordered: bool) -> Reads:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from itertools import chain, repeat
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,7 +23,7 @@ from tidings.kernel.transport import Delivery, Event, Failure, Settlement
 from tidings.transports._matcher import expression
 from tidings.transports._points import passed
 
-from .entries import AT_ONCE, Gaps, Token, messages, parts, within
+from .entries import AT_ONCE, Copy, Deliveries, Gaps, Taken, Token, parts, taken, within
 from .inspection import not_held, refusal
 from .links import ANSWER
 from .reading import BLOCK, SOON, Reading
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .transport import RedisTransport
 
 FAST = 256  # messages asked for at once: by one who handles as many in a moment, so that a few more in hand hurt nobody
+AHEAD = 512  # messages, the most read ahead: what is settled waits until the server has read, and handlers with it
 GONE = 1.0  # seconds a connection must be gone until its process counts as dead
 
 Other = tuple[int, Delivery, list[Any]]  # its number, and what is asked for it
@@ -48,8 +49,8 @@ class GroupConsumer(Reading):
         self.subscription, self.id, self.lease = subscription, id, transport.lease
         self.group = subscription.group or ""
         self.session, self.fence = spi.Session(), "0"
-        self.held: dict[Token, Delivery] = {}
-        self.stored: dict[Token, int] = {}  # failures, as stored
+        self.held: Deliveries = {}
+        self.copies: dict[Token, Copy] = {}
         self.suspects: set[Token] = set()
         self.doubtful: set[Token] = set()  # the answer to their settlement was lost
         self.surplus: deque[Delivery] = deque()
@@ -110,7 +111,7 @@ class GroupConsumer(Reading):
         some = tuple(surplus)
         surplus.clear()
         if limit >= FAST and self.hot and not self.stale:
-            self.ahead = self.transport.loop.create_task(self._read(limit))
+            self.ahead = self.transport.loop.create_task(self._read(min(limit, AHEAD)))
         return some
 
     async def refresh(self) -> None:
@@ -147,36 +148,32 @@ class GroupConsumer(Reading):
         block = ("BLOCK", int(wait * 1000)) if wait else ()
         found = await self.blocking(
             wait, "XREADGROUP", "GROUP", self.id, self.name, "COUNT", count, *block,
-            "STREAMS", *keys, *([">"] * len(keys)),
+            "STREAMS", *keys, *([">"] * len(keys)), read=self._deliveries,
         )  # fmt: skip
         rest = self.hot[limit:]
-        self.hot = rest + [key for key, entries in found or () if len(entries) >= count]
-        for key, entries in found or ():
-            await self._take(key, entries)
+        self.hot = rest + [key for key, new, _ in found or () if len(new) >= count]
+        for stream in found or ():
+            await self._take(*stream)
 
-    async def _take(self, key: bytes, entries: Sequence[Any]) -> None:
+    def _deliveries(self, streams: Iterable[tuple[bytes, Sequence[Any]]] | None) -> list[Taken]:
+        """Of streams and their entries."""
+        return [taken(key, self.topics[key], self.session, entries) for key, entries in streams or ()]
+
+    async def _take(self, key: bytes, new: Deliveries, copies: dict[Token, Copy]) -> None:
         topic = self.topics[key]
         if gaps := self.gaps.get(topic):
-            entries = await self._unskipped(key, topic, entries, gaps)
-        found, counted = messages(topic, entries)
-        tokens = [(key, id) for id, _ in entries]
-        new = list(map(Delivery, found, repeat(self.session), tokens))
-        taken = dict(zip(tokens, new, strict=True))
-        for id, (failures, crashes) in counted.items():
-            delivery = taken[key, id]
-            delivery.failures, delivery.crashes = failures, crashes
-            if failures:
-                self.stored[key, id] = failures
-        self.held |= taken
-        self.surplus += new
+            new = await self._unskipped(key, topic, new, gaps)
+        self.held |= new
+        self.copies.update((token, copy) for token, copy in copies.items() if token in new)
+        self.surplus += new.values()
 
-    async def _unskipped(self, key: bytes, topic: str, entries: Sequence[Any], gaps: Gaps) -> Sequence[Any]:
-        """Entries without those that were added while the group did not read the topic: they are done."""
-        skipped = {id for id, _ in entries if within(id, gaps)}
+    async def _unskipped(self, key: bytes, topic: str, new: Deliveries, gaps: Gaps) -> Deliveries:
+        """Without those that were added while the group did not read the topic: they are done."""
+        skipped = {id for _, id in new if within(id, gaps)}
         if skipped:
             with suppress(errors.BusError):  # then they come again
                 await self.transport.run("leave", self.id, topic, key, *skipped, wait=SOON)
-        return [entry for entry in entries if entry[0] not in skipped]
+        return {token: delivery for token, delivery in new.items() if token[1] not in skipped}
 
     async def sweep(self, every: float) -> None:
         """Take over from those who have died, while there is nothing else to do, or all is done fast."""
@@ -187,17 +184,17 @@ class GroupConsumer(Reading):
         often, patience = max(1, int(every * 500)), min(self.lease, GONE)
         arguments = (self.id, self.name, lease, often, min(room, AT_ONCE), transport.run_id, patience)
         link = await transport.linked(transport.loop.time())  # now or not: never first thing after an outage
-        taken = await link.run("sweep", transport.bus, *arguments, *self.topics)
-        for key, (id, entry), crashes in zip(*[iter(taken)] * 3, strict=True):
+        found = await link.run("sweep", transport.bus, *arguments, *self.topics)
+        for key, (id, entry), crashes in zip(*[iter(found)] * 3, strict=True):
             self._forget((key, id))
             self.doubtful.discard((key, id))
-            await self._take(key, [(id, entry)])
+            await self._take(*self._deliveries([(key, [(id, entry)])])[0])
             if (delivery := self.held.get((key, id))) is not None:
                 delivery.suspect = True
                 delivery.crashes = int(crashes) if crashes else delivery.crashes
                 self.suspects.add((key, id))
-        if taken:
-            transport.notify(Event("recovered", len(taken) // 3, self.group))
+        if found:
+            transport.notify(Event("recovered", len(found) // 3, self.group))
             self.wake()
 
     async def _recall(self) -> None:
@@ -212,7 +209,7 @@ class GroupConsumer(Reading):
         self.lost_answer = False
         for key, entries in found:
             new = [(id, entry) for id, entry in entries if (key, id) not in self.held and (key, id) not in settled]
-            await self._take(key, [(id, entry) for id, entry in new if entry])
+            await self._take(*self._deliveries([(key, [(id, entry) for id, entry in new if entry])])[0])
 
     # -- leases --------------------------------------------------------------------------------------------------
 
@@ -244,7 +241,7 @@ class GroupConsumer(Reading):
             lost.session = LOST
             if lost in self.surplus:
                 self.surplus.remove(lost)
-        self.stored.pop(token, None)
+        self.copies.pop(token, None)
         self.suspects.discard(token)
 
     async def mark(self, delivery: Delivery) -> bool:
@@ -269,12 +266,11 @@ class GroupConsumer(Reading):
             if held.get(token) is not delivery:
                 failures.append(not_held(index, delivery, "unknown" if token in self.doubtful else "fenced"))
                 self.doubtful.discard(token)
-            elif type(settlement.action) is spi.Ack and not settlement.outgoing and token not in suspects:
+            elif settlement.action is spi.ACK and not settlement.outgoing and token not in suspects:
                 plain.append(token)
             else:
                 try:
-                    stored = self.stored.get(token, 0)
-                    asked = outgoing.settlement(settlement, self.group, stored, token in suspects)
+                    asked = outgoing.settlement(settlement, self.group, self.copies.get(token), token in suspects)
                     others.append((index, delivery, asked))
                 except errors.TooLarge as error:
                     failures.append(Failure(index, "rejected", error))
@@ -325,10 +321,10 @@ class GroupConsumer(Reading):
         pop = self.held.pop
         for token in tokens:
             pop(token, None)  # unless it was lost meanwhile
-        if self.stored or self.suspects or self.doubtful:
+        if self.copies or self.suspects or self.doubtful:
             for token in tokens:
                 self.doubtful.discard(token)
-                self.stored.pop(token, None)
+                self.copies.pop(token, None)
                 self.suspects.discard(token)
         if self.recalling is not None:
             self.recalling.update(tokens)

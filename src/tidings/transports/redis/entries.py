@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import repeat
 from typing import Any
 
 import msgspec
@@ -16,16 +17,18 @@ import msgspec
 from tidings.kernel import errors
 from tidings.kernel.message import JSON, Message
 from tidings.kernel.topics import GROUP, REPLY
-from tidings.kernel.transport import Ack, Retry, Settlement
+from tidings.kernel.transport import Ack, Delivery, Retry, Session, Settlement
 from tidings.transports._wire import attributes, copied, counts, instant, restored, stamp
 
 BODY, DATA, TYPE = b"body", b"data", b"content-type"
+ORIGIN = "tdgorigin"  # of a copy: the original's topic and id, by which manage.lua finds it
 
 _WRITTEN = {
     name: f"ce-{name}".encode()
     for name in (
         *("specversion", "id", "source", "type", "time", "partitionkey", "tdgtopic", "tdgpriority", "tdgdeliverytime"),
         *("expirytime", "tdgreplyto", "correlationid", "causationid", "tdgfailures", "tdgcrashes", "tdgaddress"),
+        ORIGIN,
     )
 }
 _READ = {written: name for name, written in _WRITTEN.items()}
@@ -34,7 +37,10 @@ _SPEC, _ID, _SOURCE, _TYPE, _TIME = FIRST[2:]
 PLAIN = 2 * len(FIRST)
 
 Fields = list[Any]
+Copy = tuple[int, int, str]  # failures and crashes, as stored; the origin, '' if not known
 Token = tuple[bytes, bytes]  # stream and id
+Deliveries = dict[Token, Delivery]
+Taken = tuple[bytes, Deliveries, dict[Token, Copy]]  # a stream; what came of it; what of that are copies
 Gaps = list[tuple[str, str]]  # of a stream: after which id up to which ('': to its end) a group does not read it
 
 MAX_PAYLOAD, MAX_HEADERS = 16 * 1024 * 1024, 3000  # bytes of a body; a call inside a script has so many arguments
@@ -61,19 +67,18 @@ def _is_plain(m: Message[Any]) -> bool:
     return plain and m.expires_at is None and m.reply_to is None and m.correlation_id is None and m.causation_id is None
 
 
-def message(topic: str, id: bytes, entry: list[Any]) -> tuple[Message[Any], int, int]:
-    """The message of an entry, its failures and crashes. A field that comes twice is first ours, then the user's."""
-    (found,), counted = messages(topic, [(id, entry)])
-    return found, *counted.get(id, (0, 0))
+def message(topic: str, id: bytes, entry: list[Any]) -> Message[Any]:
+    """The message of an entry. A field that comes twice is first ours, then the user's."""
+    return messages(topic, [(id, entry)])[0][0]
 
 
-def messages(topic: str, entries: Iterable[Any]) -> tuple[list[Message[Any]], dict[bytes, tuple[int, int]]]:
-    """The messages of a stream's entries, whose lists are used up; by id the failures and crashes of those that have.
+def messages(topic: str, entries: Iterable[Any]) -> tuple[list[Message[Any]], dict[bytes, Copy]]:
+    """The messages of a stream's entries, whose lists are used up; by id what is known of those that are copies.
 
     All but body, id and time are mostly as in the entry before, and the time is in the same second: what is the same
     is compared, not read again.
     """
-    found, counted = list[Message[Any]](), dict[bytes, tuple[int, int]]()
+    found, copies = list[Message[Any]](), dict[bytes, Copy]()
     common, second, base, told = list[Any](), b"", 0.0, ("", "", "")
     for id, entry in entries:
         if len(entry) == PLAIN:
@@ -92,11 +97,22 @@ def messages(topic: str, entries: Iterable[Any]) -> tuple[list[Message[Any]], di
                 common, second = [], b""
             entry = list(entry)
             entry[1], entry[7], entry[13] = body, own, time
-        other, failures, crashes = _any_message(topic, id.decode(), entry)
+        other, copy = _any_message(topic, id.decode(), entry)
         found.append(other)
-        if failures or crashes:
-            counted[id] = failures, crashes
-    return found, counted
+        if copy is not None:
+            copies[id] = copy
+    return found, copies
+
+
+def taken(key: bytes, topic: str, session: Session, entries: Sequence[Any]) -> Taken:
+    """Deliveries of a stream's entries."""
+    tokens = [(key, id) for id, _ in entries]
+    found, copies = messages(topic, entries)
+    deliveries = dict(zip(tokens, map(Delivery, found, repeat(session), tokens), strict=True))
+    for id, (failures, crashes, _) in copies.items():
+        delivery = deliveries[key, id]
+        delivery.failures, delivery.crashes = failures, crashes
+    return key, deliveries, {(key, id): copy for id, copy in copies.items()}
 
 
 def _told(entry: list[Any]) -> tuple[str, str, str]:
@@ -115,7 +131,7 @@ def _second(time: bytes) -> float:
     return at
 
 
-def _any_message(topic: str, id: str, entry: Sequence[bytes]) -> tuple[Message[Any], int, int]:
+def _any_message(topic: str, id: str, entry: Sequence[bytes]) -> tuple[Message[Any], Copy | None]:
     told: dict[str, str] = {}
     headers: list[tuple[str, str]] = []
     body: bytes | None = None
@@ -139,7 +155,7 @@ def _any_message(topic: str, id: str, entry: Sequence[bytes]) -> tuple[Message[A
         ("", 0.0) if "id" in told and "time" in told else (f"{topic}@{id}", int(id.partition("-")[0]) / 1e3)
     )
     found = restored(topic, body, told, own, content_type or "", position, time)
-    return (found, *counts(told)) if "tdgfailures" in told else (found, 0, 0)
+    return found, (*counts(told), told.get(ORIGIN, "")) if "tdgfailures" in told else None
 
 
 def _foreign(
@@ -187,16 +203,18 @@ class Outgoing:
         number = self.places.setdefault((destination, asks), len(self.places) + 1)
         return [number, due, len(entry), *entry]
 
-    def settlement(self, settlement: Settlement, group: str, stored: int, suspect: bool) -> Fields:
-        """The arguments of a settlement: what it publishes, and the copy that comes back. ``stored``: its failures."""
+    def settlement(self, settlement: Settlement, group: str, copy: Copy | None, suspect: bool) -> Fields:
+        """The arguments of a settlement: what it publishes, and the copy that comes back. ``copy``: if it is one."""
         delivery, action = settlement.delivery, settlement.action
         args: Fields = []
         for each in settlement.outgoing:
             args += self.add(each)
         count = len(settlement.outgoing)
         if not isinstance(action, Ack):
-            failures = action.failures if isinstance(action, Retry) else stored
-            entry = fields(delivery.message, copied(delivery.message, failures, delivery.crashes))
+            m = delivery.message
+            stored, _, origin = copy or (0, 0, f"{m.address or m.topic}@{delivery.token[1].decode()}")
+            told = copied(m, action.failures if isinstance(action, Retry) else stored, delivery.crashes)
+            entry = fields(m, told | {ORIGIN: origin} if origin else told)
             args += self.place(GROUP + group, entry, f"+{action.delay:.6f}" if action.delay > 0 else "")
             count += 1
         return [*delivery.token, "1" if suspect else "", count, *args]

@@ -141,7 +141,7 @@ async def peek(bus: RedisTransport, pattern: str, after: int = 0, limit: int = 1
     found: list[list[spi.Stored]] = []
     for topic in await _topics(bus, pattern):
         entries = await _ask(bus, "XRANGE", bus.key(topic), f"({_id(after)}", "+", "COUNT", limit)
-        found.append([spi.Stored(position(id), message(topic, id, entry)[0]) for id, entry in entries])
+        found.append([spi.Stored(position(id), message(topic, id, entry)) for id, entry in entries])
     page: list[spi.Stored] = []
     for stored in merge(*found, key=lambda stored: stored.position):
         if len(page) >= limit and stored.position != page[-1].position:

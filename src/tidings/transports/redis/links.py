@@ -49,6 +49,7 @@ NOT_NOW = ("BUSY ", "MISCONF", "NOREPLICAS", "CLUSTERDOWN", "UNKILLABLE")
 NOTHING = object()
 
 pack: Callable[[tuple[Any, ...]], bytes] = hiredis.pack_command
+Read = Callable[[Any], Any]
 L = TypeVar("L", bound="Link")
 
 
@@ -210,13 +211,16 @@ def translated(error: RedisError, shown: str) -> errors.BusError:
 
 
 class Asked:
-    """A question on its way: ``left`` answers come before the one that counts; the first refusal counts more."""
+    """A question on its way: ``left`` answers come before the one that counts; the first refusal counts more.
 
-    __slots__ = ("answer", "left", "refused", "since")
+    ``read`` makes of the answer what is wanted: at once, while the garbage collector rests.
+    """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, left: int) -> None:
+    __slots__ = ("answer", "left", "read", "refused", "since")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, left: int, read: Read | None) -> None:
         self.answer: asyncio.Future[Any] = loop.create_future()
-        self.since, self.left = loop.time(), left
+        self.since, self.left, self.read = loop.time(), left, read
         self.refused: RedisError | None = None
 
 
@@ -264,23 +268,25 @@ class Link(asyncio.Protocol):
         if not asked.answer.done():
             refused = asked.refused or (answer if isinstance(answer, RedisError) else None)
             if refused is None:
-                asked.answer.set_result(answer)
+                asked.answer.set_result(answer if asked.read is None else asked.read(answer))
             else:
                 asked.answer.set_exception(refused)
 
-    async def ask(self, *command: Any) -> Any:
-        """The answer. Raises what the server refuses; ``NotConnected`` when no answer came: perhaps it was done."""
-        return await self._send(pack(command), 0)
+    async def ask(self, *command: Any, read: Read | None = None) -> Any:
+        """The answer, as ``read``. Raises what the server refuses; ``NotConnected`` when no answer came: perhaps it
+        was done.
+        """
+        return await self._send(pack(command), 0, read)
 
     async def ask_all(self, commands: Iterable[tuple[Any, ...]]) -> Any:
         """The answers to several, all done or, if the server refuses one of them, none: a transaction."""
         packed = [pack(command) for command in (("MULTI",), *commands, ("EXEC",))]
         return await self._send(b"".join(packed), len(packed) - 1)
 
-    async def _send(self, packed: bytes, left: int) -> Any:
+    async def _send(self, packed: bytes, left: int, read: Read | None = None) -> Any:
         if self.ended.done():
             raise NotConnected(str(self.ended.result()))
-        self.waiting.append(asked := Asked(self.loop, left))
+        self.waiting.append(asked := Asked(self.loop, left, read))
         self.transport.write(packed)
         return await asked.answer
 

@@ -25,7 +25,7 @@ from tidings.transports._waiting import answers
 
 from .entries import message
 from .inspection import refusal
-from .links import ANSWER, ELSEWHERE, HANDSHAKE, Link
+from .links import ANSWER, ELSEWHERE, HANDSHAKE, Link, Read
 
 if TYPE_CHECKING:
     from .transport import RedisTransport
@@ -43,14 +43,14 @@ class Reader:
         self.link: Link | None = None
         self.id, self.waiting = 0, False
 
-    async def ask(self, *command: Any, within: float = ANSWER) -> Any:
+    async def ask(self, *command: Any, within: float = ANSWER, read: Read | None = None) -> Any:
         """The answer; without one in time, or any other trouble, the connection is given up."""
         try:
             async with asyncio.timeout(HANDSHAKE + within):
                 if self.link is None or self.link.ended.done():
                     await self.open()
                 assert self.link is not None
-                return await self.link.ask(*command)
+                return await self.link.ask(*command, read=read)
         except ResponseError:
             raise
         except BaseException:
@@ -135,14 +135,16 @@ class Reading:
         self.stopped = True
         self.wake()
 
-    async def blocking(self, seconds: float, *command: Any) -> Any:
-        """The answer to a call that may block for so long; None when it brought nothing, also because of trouble."""
+    async def blocking(self, seconds: float, *command: Any, read: Read | None = None) -> Any:
+        """The answer, as ``read``, to a call that may block for so long; None when it brought none, also because of
+        trouble.
+        """
         transport = self.transport
         if self.stopped or self.stale:  # whoever wants it awake found nobody waiting
             return None
         try:
             self.reader.waiting = True
-            return await self.reader.ask(*command, within=seconds + ANSWER)
+            return await self.reader.ask(*command, within=seconds + ANSWER, read=read)
         except ELSEWHERE as error:
             if transport.link is not None:
                 transport.link.end(error)
@@ -185,7 +187,7 @@ class Live(Reading):
         await self.transport.channels.add(*self.present)
 
     def push(self, topic: str, id: bytes, entry: list[Any]) -> None:
-        self.buffer.append(Delivery(message(topic, id, entry)[0], self.session))
+        self.buffer.append(Delivery(message(topic, id, entry), self.session))
         self.filled.set()
 
     def drop(self) -> None:

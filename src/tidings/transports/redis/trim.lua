@@ -11,6 +11,7 @@ end
 
 local function after(id)
   local ms, seq = string.match(id, '^(%d+)-(%d+)$')
+  if tonumber(seq) >= 2 ^ 53 then return string.format('%.0f-0', tonumber(ms) + 1) end -- a group that begins at a time
   return ms .. '-' .. string.format('%.0f', tonumber(seq) + 1)
 end
 
