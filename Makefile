@@ -20,8 +20,7 @@ check: .venv/.ready ## what must hold before a commit: lint, types, import rules
 
 test: .venv/.ready ## everything, on real servers, which it installs: slow tests, documentation examples, coverage
 	@$(RUN) tests.servers --install || [ "$$CI" != true ]
-	@$(RUN) pytest $(SPREAD) --cov --cov-report=term || \
-		{ echo "what failed beside others is tried once more, alone" && $(RUN) pytest --last-failed --lfnf=none; }
+	@$(RUN) pytest $(SPREAD) --cov --cov-report=term
 
 servers: .venv/.ready ## the brokers and databases of the tests, until Ctrl-C; ARGS="nats redis"
 	@$(RUN) tests.servers $(ARGS)

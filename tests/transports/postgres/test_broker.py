@@ -294,6 +294,26 @@ async def test_the_answer_to_a_settlement_is_lost(place: str, monkeypatch: pytes
         await nothing(consumer)
 
 
+async def test_the_answer_to_a_settlement_of_a_part_is_lost(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tried again, it has no second output, although the rest of its claim is still there; that comes again."""
+    async with bus(place) as end:
+        consumer, out = await end.subscribe(group()), await end.subscribe(group("billing.>", "shop.mail"))
+        await end.publish([message(n) for n in range(4)])
+        held = await take(consumer, 4)
+        assert not await consumer.settle([Settlement(held[0], outgoing=(message(8, "billing.sent"),))])
+        lose(monkeypatch, end, "apply")
+        done = [Settlement(held[1], outgoing=(message(9, "billing.sent"),))]
+        with pytest.raises(Unanswered):
+            await consumer.settle(done)
+        assert [failure.kind for failure in await consumer.settle(done)] == ["fenced"], "it was done the first time"
+        assert [d.message.id for d in await take(out, 2)] == ["m8", "m9"]
+        await nothing(out)
+        again = await take(consumer, 2)
+        assert sorted(d.message.id for d in again) == ["m2", "m3"]
+        await ack(consumer, again)
+        await nothing(consumer)
+
+
 async def test_a_settlement_that_never_arrived_is_undone(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with bus(place) as end:
         consumer = await end.subscribe(group())

@@ -128,19 +128,28 @@ BEGIN
     RETURN due_now.count = 1000;
 END $$;
 
+-- How many numbers these are.
+CREATE FUNCTION count_of(_todo bytea) RETURNS int LANGUAGE sql IMMUTABLE AS
+    $$ SELECT (octet_length(_todo) - 9) / CASE get_byte(_todo, 8) WHEN 66 THEN 1 WHEN 73 THEN 4 ELSE 8 END + 1 $$;
+
 -- Strike settled numbers off claims: what is left of each, NULL: nothing. Answers of each whether it was ours.
-CREATE FUNCTION strike(_member int, _claims bigint[], _todos bytea[]) RETURNS bool[] LANGUAGE plpgsql AS $$
+-- `_befores`: so many it had; one that has fewer was struck before, and the answer was lost. NULL: that does no harm.
+CREATE FUNCTION strike(_member int, _claims bigint[], _todos bytea[], _befores int[]) RETURNS bool[] LANGUAGE plpgsql AS $$
 DECLARE mine bigint[];
 BEGIN
     IF cardinality(_claims) = 1 AND _todos[1] IS NULL THEN
-        DELETE FROM claim WHERE id = _claims[1] AND member = _member;
+        DELETE FROM claim WHERE id = _claims[1] AND member = _member AND (_befores IS NULL OR count_of(todo) = _befores[1]);
         RETURN ARRAY[FOUND];
     END IF;
-    WITH u AS (SELECT * FROM unnest(_claims, _todos) u(id, todo)),
+    WITH u AS (SELECT * FROM unnest(_claims, _todos, _befores) u(id, todo, before)),
     kept AS (
-        UPDATE claim c SET todo = u.todo FROM u WHERE c.id = u.id AND c.member = _member AND u.todo IS NOT NULL RETURNING c.id
+        UPDATE claim c SET todo = u.todo FROM u
+        WHERE c.id = u.id AND c.member = _member AND u.todo IS NOT NULL AND (_befores IS NULL OR count_of(c.todo) = u.before)
+        RETURNING c.id
     ), gone AS (
-        DELETE FROM claim c USING u WHERE c.id = u.id AND c.member = _member AND u.todo IS NULL RETURNING c.id
+        DELETE FROM claim c USING u
+        WHERE c.id = u.id AND c.member = _member AND u.todo IS NULL AND (_befores IS NULL OR count_of(c.todo) = u.before)
+        RETURNING c.id
     )
     SELECT array_agg(id) INTO mine FROM (SELECT id FROM kept UNION ALL SELECT id FROM gone) k;
     RETURN ARRAY(SELECT coalesce(c.id = ANY (mine), false) FROM unnest(_claims) WITH ORDINALITY c(id, n) ORDER BY n);
@@ -151,7 +160,7 @@ CREATE FUNCTION acked(_member int, _claims bigint[], _todos bytea[], OUT ok bool
 LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
-    ok := strike(_member, _claims, _todos);
+    ok := strike(_member, _claims, _todos, NULL);
     unrouted := '{}';
 END $$;
 
@@ -159,7 +168,7 @@ END $$;
 -- `ok` says of each claim and then of each taken message whether it was ours; *_ref are places in it, from 1; 0, or no
 -- `_ref` at all: always.
 CREATE FUNCTION apply(
-    _member int, _claims bigint[], _todos bytea[], _grps int[], _seqs bigint[], _takes int[],
+    _member int, _claims bigint[], _todos bytea[], _befores int[], _grps int[], _seqs bigint[], _takes int[],
     _park_ref int[], _park_grp int[], _park_seq bigint[], _park_hash int[], _park_delay float8[], _park_failures int[],
     _park_crashes int[], _park_take int[], _park_why text[],
     _ref int[], _names int[], _channels int[], _dues float8[], _hashes int[], _starts int[], _lengths int[], _records bytea,
@@ -169,7 +178,7 @@ BEGIN
     PERFORM set_config('synchronous_commit', _synchronous, true) WHERE _synchronous <> '';
     ok := '{}';
     IF cardinality(_claims) > 0 THEN
-        ok := strike(_member, _claims, _todos);
+        ok := strike(_member, _claims, _todos, _befores);
     END IF;
     IF cardinality(_seqs) > 0 THEN
         WITH gone AS (

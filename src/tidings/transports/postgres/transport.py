@@ -186,8 +186,10 @@ class PostgresTransport:
             self.news.set()
         if any(channels[each] not in self.names for each in where):
             self.look_for_news()
+        for lane in [lane for held in lost if (lane := self.lanes.get(held.group))]:
+            lane.doubt = True  # the database may have more of it, or know of less
         self._wake_topics(topics)
-        self.wake_groups(batch.woken)
+        self.wake_groups({*batch.woken, *(held.group for held in lost)})
         if deaf := {topic for topic, priority in where if channels[topic, priority] in unrouted} if unrouted else set():
             silent = {name for name in deaf if not name.startswith((DEAD, REPLY)) and not self.matcher.match(name)}
             if silent:

@@ -26,7 +26,7 @@ from .hands import Hands, Held, Outgoing, Row, hash_of
 T = TypeVar("T")
 
 MOST_ROWS, MOST_BYTES = 20_000, 32 * 2**20  # of a batch
-LITERALS = dict.fromkeys((16, 18, 20, 21, 22), "::text::int[]") | {19: "::text::float8[]"}  # arguments of `apply`
+LITERALS = dict.fromkeys((17, 19, 21, 22, 23), "::text::int[]") | {20: "::text::float8[]"}  # arguments of `apply`
 STUCK = 5.0  # seconds a batch may take before it is asked who holds it up
 
 
@@ -122,7 +122,7 @@ class Batch:
 
     def arguments(self, channels: dict[tuple[str, int], int]) -> list[Any]:
         """Of ``apply``, after the member."""
-        claims = list(self.claims.values())
+        claims, before = list(self.claims.values()), dict(reversed(self.struck))
         places = {claim.id: place for place, claim in enumerate(claims, 1)} | {0: 0}
         places |= {-n: len(claims) + n for n in range(1, len(self.taken) + 1)}
         parks = [(places[ref], *park) for ref, *park in self.parks]
@@ -130,6 +130,7 @@ class Batch:
         lengths = [len(record) for record in records]
         return [
             *self.struck_off(),
+            [len(before[claim]) for claim in claims],
             [held.group for held, _ in self.taken],
             [seq for _, seq in self.taken],
             [held.take for held, _ in self.taken],
@@ -254,7 +255,7 @@ class Writer:
         self.stopping = False
         self.synchronous = synchronous
         place = '"' + connections.options.namespace + '"'
-        places = ", ".join(f"${n}{LITERALS.get(n, '')}" for n in range(1, 26))
+        places = ", ".join(f"${n}{LITERALS.get(n, '')}" for n in range(1, 27))
         self.apply = f"SELECT * FROM {place}.apply({places})"
         self.acked = f"SELECT * FROM {place}.acked($1, $2, $3)"
         self.naming = f"SELECT {place}.channels($1, $2)"
