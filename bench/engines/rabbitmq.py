@@ -50,14 +50,14 @@ class Consumer:
     async def take(self, message: AbstractIncomingMessage) -> None:
         await self.sink.handle(message.body)
         if self.last is None:
-            self.settling.add(asyncio.create_task(self.settle()))
+            self.settling.add(task := asyncio.create_task(self.settle()))
+            task.add_done_callback(self.settling.discard)
         self.last = message
 
     async def settle(self) -> None:
         message, self.last = self.last, None
         assert message is not None
         await message.ack(multiple=True)
-        self.settling.clear()
 
     def done(self) -> bool:
         return not self.sink.more() and not self.settling
