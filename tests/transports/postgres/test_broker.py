@@ -314,6 +314,26 @@ async def test_the_answer_to_a_settlement_of_a_part_is_lost(place: str, monkeypa
         await nothing(consumer)
 
 
+@pytest.mark.parametrize("rest", ["claim", "parked"])
+async def test_acknowledgements_were_lost_with_the_server(place: str, rest: str) -> None:
+    """They are committed asynchronously: what comes up again in the hands of one who let it go is given back."""
+    async with bus(place, lease="1s") as end, raw(place) as con:
+        consumer = await end.subscribe(group())
+        await end.publish([message(1)])
+        held = await take(consumer, 1)
+        if rest == "parked":
+            assert not await consumer.settle([Settlement(held[0], Retry(0.0, 1))])
+            held = await take(consumer, 1)
+        await con.execute(f"CREATE TEMP TABLE before AS SELECT * FROM {rest}")
+        waiting = asyncio.ensure_future(take(consumer, 1))
+        await ack(consumer, held)
+        await con.execute(f"INSERT INTO {rest} SELECT * FROM before")
+        (again,) = await waiting
+        assert (again.message.id, again.suspect, again.crashes) == ("m1", False, 0)
+        await ack(consumer, [again])
+        await nothing(consumer)
+
+
 async def test_a_settlement_that_never_arrived_is_undone(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with bus(place) as end:
         consumer = await end.subscribe(group())

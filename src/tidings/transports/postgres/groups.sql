@@ -15,14 +15,21 @@ BEGIN
     UPDATE member SET present = true, missed = NULL WHERE id = _member;
 END $$;
 
--- The member was alive just now; which of its claims the database knows, and whether it knows the member.
-CREATE FUNCTION beat(_member int, _claims bigint[], OUT known bool, OUT lost bigint[]) LANGUAGE plpgsql AS $$
+-- The member was alive just now; which of its claims the database knows, and whether it knows the member. `strays`: groups
+-- of which the member holds more than it says: an answer is still on its way, or the server lost what settled it.
+CREATE FUNCTION beat(
+    _member int, _claims bigint[], _grps int[], _seqs bigint[], OUT known bool, OUT lost bigint[], OUT strays int[]
+) LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM soft();
     UPDATE member SET beat = unix() WHERE id = _member;
     known := FOUND;
     UPDATE grp SET seen = unix() WHERE seen < unix() - 3600 AND id IN (SELECT grp FROM part WHERE member = _member);
     lost := ARRAY(SELECT id FROM unnest(_claims) c(id) WHERE NOT EXISTS (SELECT FROM claim k WHERE k.id = c.id AND k.member = _member));
+    strays := ARRAY(
+        SELECT grp FROM claim WHERE member = _member AND id <> ALL (_claims)
+        UNION SELECT grp FROM parked p WHERE member = _member
+            AND NOT EXISTS (SELECT FROM unnest(_grps, _seqs) t(grp, seq) WHERE t.grp = p.grp AND t.seq = p.seq));
 END $$;
 
 -- What lost members held is parked as suspect, a mark they left is one crash, their slots are free. Lost is who is silent

@@ -155,7 +155,9 @@ class Keeper:
                 self._lose("the database was out of reach for a lease")
 
     async def _alive(self, now: float, sweep: bool) -> None:
-        row = await self.bus.call("beat", self.hands.member, list(self.hands.claims), wait=self.bus.lease / 3)
+        member, claims, takes = self.hands.member, list(self.hands.claims), list(self.hands.takes)
+        numbers = [group for group, _ in takes], [seq for _, seq in takes]
+        row = await self.bus.call("beat", member, claims, *numbers, wait=self.bus.lease / 3)
         self.beaten = now
         if not row["known"]:
             self._lose("this process was silent for a lease")
@@ -163,9 +165,19 @@ class Keeper:
         for id in row["lost"]:
             if held := self.hands.claims.pop(id, None):
                 held.alive = False
+        await self._doubt(row["strays"])
         if sweep and (stale := self.hands.stale(now - self.bus.lease)):
             count = await self.give_back(stale, suspect=True)
             self.bus.notify(Event("recovered", count, "this process did not extend what it held for one lease"))
+
+    async def _doubt(self, groups: Sequence[int]) -> None:
+        """The next claim of a group gives back what is not known here; where there is none, it is done at once."""
+        for group in groups:
+            if (lane := self.bus.lanes.get(group)) is not None and lane.consumers:
+                lane.doubt = True
+            else:
+                await self.bus.call("resync", self.hands.member, group, *self.hands.of(group), repeat=True)
+        self.bus.wake_groups(groups)
 
     def _lose(self, why: str) -> None:
         """Others have what was held here, or will."""

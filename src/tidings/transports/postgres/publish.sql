@@ -133,34 +133,33 @@ CREATE FUNCTION count_of(_todo bytea) RETURNS int LANGUAGE sql IMMUTABLE AS
     $$ SELECT (octet_length(_todo) - 9) / CASE get_byte(_todo, 8) WHEN 66 THEN 1 WHEN 73 THEN 4 ELSE 8 END + 1 $$;
 
 -- Strike settled numbers off claims: what is left of each, NULL: nothing. Answers of each whether it was ours.
--- `_befores`: so many it had; one that has fewer was struck before, and the answer was lost. NULL: that does no harm.
+-- `_befores`: so many it had. One that has fewer was struck before, and the answer was lost: refused. One that has more
+-- was struck by a commit that was lost with the server: struck again.
 CREATE FUNCTION strike(_member int, _claims bigint[], _todos bytea[], _befores int[]) RETURNS bool[] LANGUAGE plpgsql AS $$
 DECLARE mine bigint[];
 BEGIN
     IF cardinality(_claims) = 1 AND _todos[1] IS NULL THEN
-        DELETE FROM claim WHERE id = _claims[1] AND member = _member AND (_befores IS NULL OR count_of(todo) = _befores[1]);
+        DELETE FROM claim WHERE id = _claims[1] AND member = _member AND count_of(todo) >= _befores[1];
         RETURN ARRAY[FOUND];
     END IF;
     WITH u AS (SELECT * FROM unnest(_claims, _todos, _befores) u(id, todo, before)),
     kept AS (
         UPDATE claim c SET todo = u.todo FROM u
-        WHERE c.id = u.id AND c.member = _member AND u.todo IS NOT NULL AND (_befores IS NULL OR count_of(c.todo) = u.before)
-        RETURNING c.id
+        WHERE c.id = u.id AND c.member = _member AND u.todo IS NOT NULL AND count_of(c.todo) >= u.before RETURNING c.id
     ), gone AS (
         DELETE FROM claim c USING u
-        WHERE c.id = u.id AND c.member = _member AND u.todo IS NULL AND (_befores IS NULL OR count_of(c.todo) = u.before)
-        RETURNING c.id
+        WHERE c.id = u.id AND c.member = _member AND u.todo IS NULL AND count_of(c.todo) >= u.before RETURNING c.id
     )
     SELECT array_agg(id) INTO mine FROM (SELECT id FROM kept UNION ALL SELECT id FROM gone) k;
     RETURN ARRAY(SELECT coalesce(c.id = ANY (mine), false) FROM unnest(_claims) WITH ORDINALITY c(id, n) ORDER BY n);
 END $$;
 
 -- A batch that only acknowledges fresh messages.
-CREATE FUNCTION acked(_member int, _claims bigint[], _todos bytea[], OUT ok bool[], OUT unrouted int[], OUT stored bigint)
+CREATE FUNCTION acked(_member int, _claims bigint[], _todos bytea[], _befores int[], OUT ok bool[], OUT unrouted int[], OUT stored bigint)
 LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM set_config('synchronous_commit', 'off', true);
-    ok := strike(_member, _claims, _todos, NULL);
+    ok := strike(_member, _claims, _todos, _befores);
     unrouted := '{}';
 END $$;
 

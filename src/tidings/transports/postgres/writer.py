@@ -115,14 +115,15 @@ class Batch:
         """Whether it only acknowledges fresh messages."""
         return not (self.rows or self.taken or self.parks)
 
-    def struck_off(self) -> tuple[list[int], list[bytes | None]]:
-        """The claims that change, and what is left of each."""
-        claims = self.claims.values()
-        return [*self.claims], [pack(sorted(claim.todo)) if claim.todo else None for claim in claims]
+    def struck_off(self) -> tuple[list[int], list[bytes | None], list[int]]:
+        """The claims that change, what is left of each, and how many it had."""
+        claims, before = self.claims.values(), dict(reversed(self.struck))
+        left = [pack(sorted(claim.todo)) if claim.todo else None for claim in claims]
+        return [*self.claims], left, [len(before[claim]) for claim in claims]
 
     def arguments(self, channels: dict[tuple[str, int], int]) -> list[Any]:
         """Of ``apply``, after the member."""
-        claims, before = list(self.claims.values()), dict(reversed(self.struck))
+        claims = list(self.claims.values())
         places = {claim.id: place for place, claim in enumerate(claims, 1)} | {0: 0}
         places |= {-n: len(claims) + n for n in range(1, len(self.taken) + 1)}
         parks = [(places[ref], *park) for ref, *park in self.parks]
@@ -130,7 +131,6 @@ class Batch:
         lengths = [len(record) for record in records]
         return [
             *self.struck_off(),
-            [len(before[claim]) for claim in claims],
             [held.group for held, _ in self.taken],
             [seq for _, seq in self.taken],
             [held.take for held, _ in self.taken],
@@ -257,7 +257,7 @@ class Writer:
         place = '"' + connections.options.namespace + '"'
         places = ", ".join(f"${n}{LITERALS.get(n, '')}" for n in range(1, 27))
         self.apply = f"SELECT * FROM {place}.apply({places})"
-        self.acked = f"SELECT * FROM {place}.acked($1, $2, $3)"
+        self.acked = f"SELECT * FROM {place}.acked($1, $2, $3, $4)"
         self.naming = f"SELECT {place}.channels($1, $2)"
         self.task = self.loop.create_task(self._run())
 
