@@ -79,8 +79,8 @@ async def test_with_the_server_beside_it(pooled: str, straight: str) -> None:
 
 
 LOCKS = """
-SELECT count(*) FROM pg_locks
-WHERE locktype = 'advisory' AND classid IN (SELECT oid FROM pg_class WHERE relnamespace = current_schema()::regnamespace)
+SELECT count(*) FROM pg_locks JOIN pg_class c ON c.oid = classid
+WHERE locktype = 'advisory' AND relnamespace = current_schema()::regnamespace
 """
 """Of this bus: others have theirs on the same server."""
 
