@@ -39,13 +39,21 @@ class NotStarted(Exception):
     """It was started, and does not answer; carries the end of its log."""
 
 
+_given = set[int]()
+
+
 def free_port() -> int:
-    """Below the ports that outgoing connections are given, so that it stays free while its server is down."""
-    for port in random.sample(range(20_000, 32_000), 1000):
-        with closing(socket.socket()) as sock, suppress(OSError):
-            sock.bind((HOST, port))
-            return port
-    raise OSError("no free port between 20000 and 32000")
+    """Below the ports that outgoing connections are given, so that it stays free while its server is down: nor is it
+    given twice by this process, or by another of xdist's workers.
+    """
+    first = 20_000 + 1500 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 8)
+    for port in random.sample(range(first, first + 1500), 1500):
+        if port not in _given:
+            with closing(socket.socket()) as sock, suppress(OSError):
+                sock.bind((HOST, port))
+                _given.add(port)
+                return port
+    raise OSError(f"no free port between {first} and {first + 1500}")
 
 
 def binary(name: str, *folders: str) -> str:
