@@ -45,10 +45,11 @@ def serve(names: list[str]) -> int:
                 print(f"export TIDINGS_TEST_{name.upper()}_{listener.upper()}='{server.url_of(listener)}'")
         else:
             print(f"# {name}: {server}")
-    print(f"# ready after {time.monotonic() - begun:.1f} s; Ctrl-C ends them and removes their data", flush=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with suppress(KeyboardInterrupt):
-        signal.pause()
+    with suppress(KeyboardInterrupt):  # which may come as soon as "ready" was read
+        print(f"# ready after {time.monotonic() - begun:.1f} s; Ctrl-C ends them and removes their data", flush=True)
+        while True:
+            time.sleep(3600)
     session.end()
     return 0 if all(isinstance(server, Server) for server in started.values()) else 1
 
