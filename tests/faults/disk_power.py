@@ -28,9 +28,14 @@ class Blackout(Struct):
     handled: set[str]
 
 
-async def record(folder: Path, seed: int, *, sync: str = "full", syncs: bool = True, messages: int = 1200) -> Path:
+async def record(
+    folder: Path, seed: int, *, sync: str = "full", syncs: bool = True, messages: int = 1200, alone: bool = False
+) -> Path:
     """Three processes publish and handle for a while; one leaves half-way, as another comes. Then all are killed, or,
-    for every other seed, close the bus. The trace of all they wrote."""
+    for every other seed, close the bus. The trace of all they wrote.
+
+    ``alone``: they only publish, and each message has a commit of its own.
+    """
     trace = made(folder) / "trace"
     trace.touch()
     spec = Spec(
@@ -39,9 +44,9 @@ async def record(folder: Path, seed: int, *, sync: str = "full", syncs: bool = T
         sync=sync,
         syncs=syncs,
         trace=str(trace),
-        publishers=4,
+        publishers=1 if alone else 4,
         pause=0.004,
-        consume=True,
+        consume=not alone,
     )
     named = [msgspec.structs.replace(spec, name=name) for name in ("a", "b", "c")]
     async with workers(folder, *named[:2]) as first:

@@ -1,13 +1,10 @@
-"""What consumers on a log have in common: they sleep until somebody wakes them, and live ones settle nothing."""
+"""Consumers on a log sleep until somebody wakes them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
-
-from tidings.kernel.message import Message
-from tidings.kernel.transport import Failure, Settlement
 
 from ._matcher import Matcher
 
@@ -52,15 +49,3 @@ class Waiting:
         await self.future
         if timer is not None:
             timer.cancel()
-
-
-Publish = Callable[[Sequence[Message[Any]]], Awaitable[Sequence[Failure]]]
-
-
-async def answers(publish: Publish, settlements: Sequence[Settlement]) -> Sequence[Failure]:
-    """Live messages are not settled, but what their handlers send is published."""
-    failures = []
-    for index, settlement in enumerate(settlements):
-        if settlement.outgoing and (failed := await publish(settlement.outgoing)):
-            failures.append(Failure(index, failed[0].kind, failed[0].error))
-    return failures

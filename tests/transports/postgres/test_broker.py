@@ -334,6 +334,23 @@ async def test_acknowledgements_were_lost_with_the_server(place: str, rest: str)
         await nothing(consumer)
 
 
+async def test_numbers_were_lost_with_the_server(place: str) -> None:
+    """What was moved into the log is committed asynchronously, too: its numbers are given to other messages."""
+    async with bus(place) as end, bus(place) as other, raw(place) as con:
+        consumer = await end.subscribe(group())
+        await other.publish([message(n) for n in range(5)])
+        await ack(consumer, await take(consumer, 5))
+        await until(lambda: end.seen == 5)
+        waiting = asyncio.ensure_future(take(consumer, 1))
+        await until(lambda: not consumer.more and consumer.future is not None)
+        await con.execute("DELETE FROM log WHERE seq > 2; UPDATE cursor SET seq = 2; SELECT setval('seq', 2)")
+        await until(lambda: end.seen == 2)
+        await other.publish([message(9)])
+        (delivery,) = await waiting
+        assert delivery.message.id == "m9"
+        await ack(consumer, [delivery])
+
+
 async def test_a_settlement_that_never_arrived_is_undone(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with bus(place) as end:
         consumer = await end.subscribe(group())

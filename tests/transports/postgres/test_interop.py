@@ -124,6 +124,14 @@ async def test_a_newer_schema_is_refused(place: str) -> None:
                 pass
 
 
+async def test_an_older_schema_is_refused(place: str) -> None:
+    async with bus(place), raw(place) as con:
+        await con.execute("UPDATE meta SET version = 1")
+        with pytest.raises(BusUnavailable, match="older"):
+            async with bus(place):
+                pass
+
+
 async def test_somebody_elses_schema_is_refused(place: str) -> None:
     namespace = place.partition("=")[2]
     async with raw(place) as con:

@@ -79,10 +79,11 @@ def _running(lines: Sequence[Line]) -> set[tuple[str, str]]:
 async def drain(run: Run) -> None:
     """SIGTERM to a busy consumer, and another one takes its place; twice, unless all was done in the meantime."""
     await busy(run, "c0")
-    for name in ("c0", "c1"):
-        await run.until(lambda name=name: running(run, name) or run.over, f"{name} is busy")  # type: ignore[misc]
-        await run.terminate(name)
-        await run.start(name)
+    await run.terminate("c0")
+    await run.start("c0")
+    await run.until(lambda: running(run, "c1") or (run.published and run.idle), "c1 is busy")
+    await run.terminate("c1")
+    await run.start("c1")
 
 
 async def come_and_go(run: Run) -> None:

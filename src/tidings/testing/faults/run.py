@@ -210,9 +210,9 @@ class Run:
         return not self.waiting
 
     @property
-    def over(self) -> bool:
-        """Whether everything was published, and handled."""
-        return all(f"p{n}" in self.ended for n in range(self.scenario.publishers)) and self.idle
+    def published(self) -> bool:
+        """Whether all publishers are done."""
+        return all(f"p{n}" in self.ended for n in range(self.scenario.publishers))
 
     @property
     def consumers(self) -> list[str]:
@@ -294,7 +294,7 @@ class Run:
         self.log.append(f"{time.monotonic() - self.began:7.3f} exited {name} {process.pid} with status {status}")
 
     async def _published(self) -> None:
-        while any(f"p{n}" not in self.ended for n in range(self.scenario.publishers)):  # noqa: ASYNC110
+        while not self.published:  # noqa: ASYNC110
             await asyncio.sleep(POLL)
 
     async def _handled(self) -> None:

@@ -244,7 +244,7 @@ class Connections:
 
 # -- the schema: made once, by whoever comes first, and checked by everybody
 
-SCHEMA = 1
+SCHEMA = 2
 PARTS = ("schema", "publish", "claim", "groups", "retain", "inspect", "wire", "entries")
 
 
@@ -282,6 +282,10 @@ async def _prepare(con: Connection, options: Postgres) -> str:
         elif found > SCHEMA:
             what, why = f"{options.shown()} was made by a newer Tidings", f"its schema is {found}, this knows {SCHEMA}"
             raise errors.BusTooNew(what, why=why, mend="pip install --upgrade tidings")
+        elif found < SCHEMA:
+            what, why = f"{options.shown()} was made by an older Tidings", f"its schema is {found}, this reads {SCHEMA}"
+            mend = "let its groups catch up with the version that made it, then name another namespace"
+            raise errors.BusUnavailable(what, why=why, mend=mend)
     async with con.transaction():
         query = "SELECT current_setting('{}')"
         isolation = await con.fetchval(query.format("transaction_isolation"))

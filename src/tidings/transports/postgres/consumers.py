@@ -14,10 +14,11 @@ from tidings.kernel import transport as spi
 from tidings.kernel.errors import TidingsError
 from tidings.kernel.topics import GROUP
 from tidings.kernel.transport import Delivery, Event, Failure
+from tidings.transports._live import answers
 from tidings.transports._matcher import expression
 from tidings.transports._points import passed
 from tidings.transports._records import messages
-from tidings.transports._waiting import Waiting, answers
+from tidings.transports._waiting import Waiting
 
 from .connections import Unanswered
 from .hands import Held, Outgoing

@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
@@ -165,27 +165,26 @@ class Keeper:
         for id in row["lost"]:
             if held := self.hands.claims.pop(id, None):
                 held.alive = False
-        await self._doubt(row["strays"])
+        self.doubt(row["strays"])
+        for group in row["strays"]:
+            if (lane := self.bus.lanes.get(group)) is None or not lane.consumers:
+                await self.bus.call("resync", self.hands.member, group, *self.hands.of(group), repeat=True)
         if sweep and (stale := self.hands.stale(now - self.bus.lease)):
             count = await self.give_back(stale, suspect=True)
             self.bus.notify(Event("recovered", count, "this process did not extend what it held for one lease"))
 
-    async def _doubt(self, groups: Sequence[int]) -> None:
-        """The next claim of a group gives back what is not known here; where there is none, it is done at once."""
+    def doubt(self, groups: Iterable[int]) -> None:
+        """The database may have more in our hands than we know of: the next claim of a group gives that back."""
         for group in groups:
-            if (lane := self.bus.lanes.get(group)) is not None and lane.consumers:
+            if (lane := self.bus.lanes.get(group)) is not None:
                 lane.doubt = True
-            else:
-                await self.bus.call("resync", self.hands.member, group, *self.hands.of(group), repeat=True)
         self.bus.wake_groups(groups)
 
     def _lose(self, why: str) -> None:
         """Others have what was held here, or will."""
-        for lane in self.bus.lanes.values():
-            lane.doubt = True
         if lost := self.hands.lose():
             self.bus.notify(Event("fenced", len(lost), why))
-        self.bus.wake_groups({-1})
+        self.doubt(self.bus.lanes)
 
     async def give_back(self, what: Mapping[Held, set[int]], *, suspect: bool) -> int:
         """To the group: uncounted, or as suspect. Only in a turn of the writer."""

@@ -80,4 +80,4 @@ BEGIN
         EXECUTE format('ALTER TABLE %I SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000)', name);
     END LOOP;
 END $$;
-INSERT INTO meta VALUES (1, extract(epoch FROM clock_timestamp()));
+INSERT INTO meta VALUES (2, extract(epoch FROM clock_timestamp()));

@@ -186,10 +186,9 @@ class PostgresTransport:
             self.news.set()
         if any(channels[each] not in self.names for each in where):
             self.look_for_news()
-        for lane in [lane for held in lost if (lane := self.lanes.get(held.group))]:
-            lane.doubt = True  # the database may have more of it, or know of less
+        self.keeper.doubt({held.group for held in lost})
         self._wake_topics(topics)
-        self.wake_groups({*batch.woken, *(held.group for held in lost)})
+        self.wake_groups(batch.woken)
         if deaf := {topic for topic, priority in where if channels[topic, priority] in unrouted} if unrouted else set():
             silent = {name for name in deaf if not name.startswith((DEAD, REPLY)) and not self.matcher.match(name)}
             if silent:
@@ -235,12 +234,13 @@ class PostgresTransport:
                 await self._tail_once()
 
     async def _tail_once(self) -> None:
-        row = await self.call("news", self.seen, max(self.names, default=0), repeat=True)
+        asked = self.seen
+        row = await self.call("news", asked, max(self.names, default=0), repeat=True)
         new = {id: topic for id, topic, _ in json.loads(row["new"] or "[]")}
         self.names |= new
         self._wake_topics(new.values())
         self.due = float("inf") if row["due"] is None else self.clock.now() + row["due"]
-        if row["seen"] < self.seen:  # a server that was killed lost numbers it had not stored; they come again
+        if row["seen"] < asked:  # a server that was killed lost numbers it had not stored; they come again
             self.seen = self.head = row["seen"]
         elif row["seen"] > self.seen or row["channels"] is None:
             channels = self.names if row["channels"] is None else row["channels"]

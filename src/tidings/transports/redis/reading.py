@@ -20,8 +20,8 @@ from tidings.kernel import errors
 from tidings.kernel import transport as spi
 from tidings.kernel.topics import is_pattern
 from tidings.kernel.transport import Delivery, Event, Failure
+from tidings.transports._live import answers
 from tidings.transports._matcher import expression
-from tidings.transports._waiting import answers
 
 from .entries import message
 from .inspection import refusal

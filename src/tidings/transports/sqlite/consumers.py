@@ -15,7 +15,8 @@ from tidings.kernel import transport as spi
 from tidings.kernel.errors import BusError, TooLarge
 from tidings.kernel.topics import DEAD, GROUP
 from tidings.kernel.transport import Delivery, Event, Failure
-from tidings.transports._waiting import Waiting, answers
+from tidings.transports._live import answers
+from tidings.transports._waiting import Waiting
 
 from . import translate
 from .claims import Outgoing, Taken
