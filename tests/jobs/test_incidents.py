@@ -19,7 +19,7 @@ from tests.jobs.incidents import ATTEMPTS, FACTOR, FIRST, Event, Outcome, digest
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
-LATE = 1.5  # seconds that a retry may come late: a broker's resolution, and a busy machine
+LATE = 1.5  # seconds that a retry of a bus with nothing else to do may come late: a broker's resolution
 
 
 def data() -> Path:
