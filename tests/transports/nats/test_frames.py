@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from tidings.transports.nats.frames import (
     Bounds,
     Frame,
     durable,
+    forgotten,
     head,
     opened,
     parsed,
@@ -93,8 +96,29 @@ def test_names_and_filters() -> None:
 
 
 def test_reply_subjects_of_both_kinds() -> None:
-    assert place("$JS.ACK.tidings.shop~bill.1.42.7.1795701616613475771.0") == ("shop~bill", 42)
-    assert place("$JS.ACK._.hash.tidings.shop~bill.1.42.7.1795701616613475771.0.rnd") == ("shop~bill", 42)
+    assert place("$JS.ACK.tidings.shop~bill.1.42.7.1795701616613475771.0") == ("shop~bill", 42, 7)
+    assert place("$JS.ACK._.hash.tidings.shop~bill.1.42.7.1795701616613475771.0.rnd") == ("shop~bill", 42, 7)
+
+
+@pytest.mark.parametrize(
+    ("stream", "consumer", "delivered_since", "anew", "recent", "lost"),
+    [
+        (42, 7, False, True, True, False),  # it is as it was told
+        (41, 6, False, True, True, True),  # it has not delivered that, as far as it knows
+        (60, 6, False, True, True, True),  # it was a redelivery, and that is forgotten
+        (60, 6, True, False, True, False),  # the same server as ever
+        (60, 9, True, True, True, True),  # to whom, nobody can tell
+        (60, 9, True, True, False, False),  # long ago: it had written that down
+    ],
+)
+def test_what_may_be_forgotten(
+    stream: int, consumer: int, delivered_since: bool, anew: bool, recent: bool, lost: bool
+) -> None:
+    told: dict[str, Any] = {"stream_seq": stream, "consumer_seq": consumer}
+    told |= {"last_active": "2026-11-26T20:45:24Z"} if delivered_since else {}
+    token = "$JS.ACK.tidings.shop~bill.1.42.7.1795701616613475771.0"
+    assert forgotten(token, {"shop~bill": told}, anew, recent) is lost
+    assert not forgotten(token, {"shop~other": told}, anew, recent)
 
 
 def test_bounds_of_generations() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections import Counter
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from tests.transports.nats.helpers import bus, group, in_flight, message, settle
 
 from tidings.kernel.errors import BusUnavailable
 from tidings.kernel.topics import GROUP
-from tidings.kernel.transport import Event, Settlement
+from tidings.kernel.transport import Delivery, Event, Settlement
 from tidings.transports.nats.transport import NATSTransport
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
@@ -120,6 +123,50 @@ async def test_a_lease_outlives_a_lost_connection() -> None:
             forgotten = {held[failure.index].message.id for failure in await asyncio.wait_for(settling, 10)}
             assert {d.message.id for d in await take(consumer, len(forgotten))} == forgotten
             assert await in_flight(b) == len(forgotten)
+
+
+def consumers_in(server: Any) -> Path:
+    """Where a server keeps what it knows of the deliveries of its consumers."""
+    (folder,) = (server.folder / "data").rglob("obs")
+    return Path(folder)
+
+
+@pytest.mark.parametrize("who", ["another", "the holder"])
+async def test_what_a_killed_server_has_forgotten_is_settled_once(who: str, tmp_path: Path) -> None:
+    """It is started with what it knew a moment before it was killed, and the one who is back first is given the rest.
+
+    It would confirm what the other says of the same messages all the same: it knows only positions in the stream.
+    """
+    async with AsyncExitStack() as stack:
+        mine = stack.enter_context(fresh("nats"))
+        near, proxy = await stack.enter_async_context(mine.proxied())
+        b = await stack.enter_async_context(bus(url=mine.url, lease="20s", keep=True))
+        same: dict[str, Any] = {"namespace": b.options.namespace, "lease": "20s", "keep": True}
+        a = await stack.enter_async_context(bus(url=near, **same))
+        holder, other = await a.subscribe(group()), await b.subscribe(group())
+        assert not await b.publish([message(n) for n in range(20)])
+        held = await take(holder, 10)
+        await asyncio.to_thread(mine.stop)  # it writes it down
+        shutil.copytree(consumers_in(mine), tmp_path / "obs")
+        await asyncio.to_thread(mine.start)
+        held += await take(holder, 10)
+        await asyncio.to_thread(mine.kill)
+        await until(lambda: not (a.ready.is_set() or b.ready.is_set()))
+        shutil.copytree(tmp_path / "obs", consumers_in(mine), dirs_exist_ok=True)
+        taken: list[Delivery] = []
+        if who == "another":
+            proxy.partition(refuse=True)
+            await asyncio.to_thread(mine.start)
+            taken = await take(other, 10)
+            proxy.heal()
+        else:
+            await asyncio.to_thread(mine.start)
+        failures = await asyncio.wait_for(holder.settle([Settlement(d) for d in held]), 30)
+        late = {held[failure.index].message.id for failure in failures}
+        assert {d.message.id for d in taken} <= late
+        if who == "the holder":
+            assert late == {d.message.id for d in held[10:]}
+            assert {d.message.id for d in await take(other, 10)} == late
 
 
 async def test_publishing_to_a_lost_server_waits_and_then_says_so() -> None:

@@ -116,6 +116,11 @@ class Connection:
         self.wakers: dict[Any, Callable[[], None]] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
 
+    @property
+    def server(self) -> str:
+        """The identity of the server we are, or were last, connected to: another one after each of its starts."""
+        return str(self.client._server_info.get("server_id", "")) if self.client is not None else ""
+
     async def connect(self) -> None:
         """Raises ``BusUnavailable`` when no server would have us."""
         self.loop, self.ready, self.failed = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()

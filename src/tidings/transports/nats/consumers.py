@@ -17,7 +17,7 @@ from tidings.transports._points import passed
 from tidings.transports._wire import attributes, copied
 
 from .connection import AGAIN, ANSWER, Pull, Refused, status
-from .frames import LOST, Bounds, Claim, Frame, delivered, head, place
+from .frames import LOST, Bounds, Claim, Frame, delivered, fenced, forgotten, head, place
 from .stream import MARK, Letter
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 EXPIRES = 10.0  # seconds: of a waiting pull
 LIES = 0.375  # of a lease: what has arrived and waits longer for a handler is given back
 ACK_WAIT = 1.25  # of a lease: what an acknowledgement may take to arrive
+FORGETS = 3.0  # seconds: what a server delivered longer before it was killed it has written down
 
 
 class GroupConsumer:
@@ -43,6 +44,8 @@ class GroupConsumer:
         self.leaving: asyncio.Task[Any] | None = None
         self.born: dict[str, str] = {}  # when each consumer was made
         self.older: dict[str, float] = {}  # consumers still to be drained, and when to look at them again
+        self.server: str = transport.server  # which one has said what it knows of our deliveries
+        self.cut: float | None = None  # when the connection was lost, until that is known again
         transport.wakers[self] = self._anew
 
     # -- which consumers
@@ -83,6 +86,9 @@ class GroupConsumer:
                 await self.find()
             if not self.transport.ready.is_set():
                 await self._sleep(ANSWER)
+                continue
+            if self.cut is not None and not await self.check():  # before it delivers anything else to us
+                await asyncio.sleep(AGAIN)
                 continue
             await self._pull(limit)
             if taken := await self._take(limit):
@@ -141,6 +147,7 @@ class GroupConsumer:
 
     def _anew(self) -> None:
         """The connection came or went: nothing that was asked will be answered."""
+        self.cut = self.cut or (None if self.transport.ready.is_set() else self.clock.monotonic())
         self.main.left = self.again.left = 0
         self.wake()
 
@@ -149,7 +156,7 @@ class GroupConsumer:
         since = min((pull.since for pull in (self.again, self.main) if pull.arrived), default=0.0)
         came = self.again.take(limit)
         came += self.main.take(limit - len(came))
-        claim = Claim(since + self.lease)
+        claim = Claim(self.clock.monotonic(), since + self.lease)
         taken: list[Delivery] = []
         unseen: list[str] = []
         for one in came:
@@ -160,7 +167,7 @@ class GroupConsumer:
                 taken.append(delivery)
         if unseen:
             await self.transport.write(b"".join(Frame(reply, b"", b"").to("") for reply in unseen))
-        if claim.deadline <= self.clock.monotonic():
+        if claim.deadline <= claim.taken:
             return []  # it lay here for so long that it is somebody else's by now
         if suspects := [delivery for delivery in taken if delivery.suspect]:
             await self._count_crashes(suspects)
@@ -171,19 +178,17 @@ class GroupConsumer:
 
     async def _count_crashes(self, suspects: Sequence[Delivery]) -> None:
         """What a dead holder had marked has crashed once more."""
-        transport = self.transport
-        frames = [Frame(f"{transport.direct}.{self._mark(s)}", b"", b"") for s in suspects]
-        for delivery, answer in zip(suspects, await transport.exchange(frames), strict=True):
+        frames = [Frame(f"{self.transport.direct}.{self._mark(s)}", b"", b"") for s in suspects]
+        for delivery, answer in zip(suspects, await self.transport.exchange(frames), strict=True):
             if answer is not None and answer.data.isdigit():
                 delivery.crashes = int(answer.data)
 
     def _mark(self, delivery: Delivery) -> str:
-        name, position = place(delivery.token)
-        return f"{self.transport.prefix}{MARK}{name}.{position}"
+        return "{}{}{}.{}".format(self.transport.prefix, MARK, *place(delivery.token))
 
     def _position(self, delivery: Delivery) -> str:
         """What no other group has: not one that was dropped and had the same name."""
-        name, position = place(delivery.token)
+        name, position, _ = place(delivery.token)
         return f"{name}.{position}.{self.born.get(name, '')}"
 
     # -- leases
@@ -195,22 +200,28 @@ class GroupConsumer:
         if any(pull.arrived and pull.since + LIES * self.lease <= now for pull in (self.main, self.again)):
             self.transport.run(self._give_back())
 
-    async def check(self) -> None:
-        """A server that was killed may have forgotten what it had delivered: that is anybody's, and never confirmed."""
+    async def check(self) -> bool:
+        """Ask what the server knows of our deliveries: what it may have forgotten, killed, is anybody's and never
+        confirmed. False: it has not told.
+        """
         self.changed += 1  # it may have been told so while it could not hear
-        old = {token for claim in self.claims for token in claim.todo}  # not what comes while it answers
-        old |= {came.reply.decode() for pull in (self.main, self.again) for came in pull.arrived}
+        cut, server = self.cut, self.transport.server
+        since = (cut or self.clock.monotonic()) - FORGETS
+        old = {token: claim.taken > since for claim in self.claims for token in claim.todo}
+        old |= {came.reply.decode(): True for pull in (self.main, self.again) for came in pull.arrived}
         root = f"{self.transport.api}.CONSUMER.INFO.{self.transport.name}."
         answers = await self.transport.exchange([Frame(root + name, b"", b"") for name in self.bounds])
-        told = [json.loads(answer.data) if answer and answer.data else {} for answer in answers]
-        last = {info["name"]: info["delivered"]["stream_seq"] for info in told if "delivered" in info}
-        lost = {token for token in old if (at := place(token))[1] > last.get(at[0], math.inf)}
+        infos = [json.loads(answer.data) for answer in answers if answer and answer.data]
+        told = {info["name"]: info["delivered"] for info in infos if "delivered" in info}
+        lost = {token for token, recent in old.items() if forgotten(token, told, server != self.server, recent)}
         for pull in (self.main, self.again):
             pull.arrived = [came for came in pull.arrived if came.reply.decode() not in lost]
         for claim in tuple(self.claims):
-            for token in lost & claim.todo.keys():
-                claim.todo.pop(token).session = LOST
+            claim.lose(lost & claim.todo.keys())
             self._tidy(claim)
+        if len(told) == len(answers) and (cut, server) == (self.cut, self.transport.server):
+            self.cut, self.server = None, server
+        return self.cut is None
 
     def _tidy(self, claim: Claim) -> None:
         if not claim.todo:
@@ -226,7 +237,7 @@ class GroupConsumer:
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         now = self.clock.monotonic()
         held = [delivery for delivery in deliveries if self._held(delivery, now)]
-        if held and await self._tell(held, "+WPI"):
+        if held and self.cut is None and await self._tell(held, "+WPI"):
             for delivery in held:
                 if claim := self._held(delivery, self.clock.monotonic()):
                     claim.renewed[delivery.token] = now + self.lease
@@ -259,7 +270,7 @@ class GroupConsumer:
         letters: list[Letter] = []
         for index, settlement in enumerate(settlements):
             if self._held(settlement.delivery, now) is None:
-                failed[index] = self._fenced(settlement.delivery, index)
+                failed[index] = fenced(settlement.delivery, index)
             elif settlement.outgoing or settlement.action is not ACK:
                 letters += self._letters(index, settlement)
         if letters:
@@ -273,8 +284,8 @@ class GroupConsumer:
                 failed[index] = Failure(index, "unknown", errors.BusUnavailable("NATS has not confirmed it"))
             elif not claim.todo:
                 self._tidy(claim)
-        if fenced := sum(failure.kind == "fenced" for failure in failed.values()):
-            self.transport.notify(Event("fenced", fenced, self.group))
+        if late := sum(failure.kind == "fenced" for failure in failed.values()):
+            self.transport.notify(Event("fenced", late, self.group))
         passed("settle.after")
         return sorted(failed.values(), key=lambda failure: failure.index) if failed else ()
 
@@ -299,7 +310,7 @@ class GroupConsumer:
     async def _acknowledge(self, deliveries: Sequence[Delivery]) -> None:
         """Until the server has confirmed it, or the leases have ended."""
         while deliveries := [d for d in deliveries if self._held(d, self.clock.monotonic())]:
-            if self.transport.ready.is_set() and await self._tell(deliveries, ""):
+            if self.transport.ready.is_set() and self.cut is None and await self._tell(deliveries, ""):
                 self._forget_marks(deliveries)
                 return
             if self.transport.closing:
@@ -312,20 +323,12 @@ class GroupConsumer:
                 del claim.todo[delivery.token]
 
     def _forget_marks(self, deliveries: Sequence[Delivery]) -> None:
+        to = f"{self.transport.api}.STREAM.PURGE.{self.transport.name}"
         for delivery in deliveries:
             claim = delivery.session
             if isinstance(claim, Claim) and delivery.token in claim.marked:
-                subject = self._mark(delivery)
-                purge = json.dumps({"filter": subject}).encode()
-                frame = Frame(f"{self.transport.api}.STREAM.PURGE.{self.transport.name}", b"", purge)
+                frame = Frame(to, b"", json.dumps({"filter": self._mark(delivery)}).encode())
                 self.transport.run(self.transport.exchange([frame]))
-
-    def _fenced(self, delivery: Delivery, index: int) -> Failure:
-        delivery.session = LOST
-        error = errors.BusError(
-            f"{delivery.message.topic!r}: not held any more", why="its lease ended, or it was settled"
-        )
-        return Failure(index, "fenced", error)
 
     # -- the end
 

@@ -25,7 +25,7 @@ from msgspec import Struct
 from tidings.kernel.errors import BusError
 from tidings.kernel.message import Headers, Message
 from tidings.kernel.topics import GROUP, matches
-from tidings.kernel.transport import Delivery, Session
+from tidings.kernel.transport import Delivery, Failure, Session
 from tidings.transports._wire import counts, instant, restored
 
 _PLAIN = re.compile(r"(?:[^:\s]+: [!#$&-~]*\r\n)*").fullmatch
@@ -165,13 +165,13 @@ class Came(NamedTuple):
 
 
 class Claim(Session):
-    """What one ``receive`` handed out and is not yet settled, by reply subject."""
+    """What one ``receive`` handed out, when, and is not yet settled, by reply subject."""
 
-    __slots__ = ("deadline", "failures", "marked", "renewed", "todo")
+    __slots__ = ("deadline", "failures", "marked", "renewed", "taken", "todo")
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, taken: float, deadline: float) -> None:
         super().__init__()
-        self.deadline = deadline
+        self.taken, self.deadline = taken, deadline
         self.todo: dict[str, Delivery] = {}
         self.renewed: dict[str, float] = {}
         self.failures: dict[str, int] = {}  # as stored; the kernel adds those in place to its delivery
@@ -180,11 +180,14 @@ class Claim(Session):
     def end(self, name: str) -> float:
         return self.renewed.get(name, self.deadline)
 
+    def lose(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.todo.pop(name).session = LOST
+
     def expire(self, now: float) -> None:
         """What was not renewed is lost."""
         if self.deadline <= now:
-            for name in [name for name in self.todo if self.end(name) <= now]:
-                self.todo.pop(name).session = LOST
+            self.lose([name for name in self.todo if self.end(name) <= now])
             self.deadline = min(map(self.end, self.todo), default=math.inf)
 
 
@@ -192,11 +195,33 @@ LOST = Session()
 LOST.alive = False
 
 
-def place(token: str) -> tuple[str, int]:
-    """The consumer and the position in a reply subject."""
+def place(token: str) -> tuple[str, int, int]:
+    """In a reply subject: the consumer, the position in the stream, and the delivery's number of that consumer."""
     parts = token.split(".")
     at = START[len(parts) > V1]
-    return parts[at + 1], int(parts[at + 3])
+    return parts[at + 1], int(parts[at + 3]), int(parts[at + 4])
+
+
+def forgotten(token: str, told: Mapping[str, Any], anew: bool, recent: bool) -> bool:
+    """Whether a delivery is, or may be, anybody's: its server died before it had written down that it made it.
+
+    ``told``: what each consumer has delivered, by its info, on a server that is ``anew``. Until that has delivered
+    something (``last_active``) its numbers tell; after that they may be those of deliveries to others, and only the
+    time tells: what was not ``recent`` when the connection was lost had been written down.
+    """
+    name, position, number = place(token)
+    if (delivered := told.get(name)) is None:
+        return False
+    if position > delivered["stream_seq"]:
+        return True
+    return anew and (recent if "last_active" in delivered else number > delivered["consumer_seq"])
+
+
+def fenced(delivery: Delivery, index: int) -> Failure:
+    """A settlement that came too late."""
+    delivery.session = LOST
+    why = "its lease ended, or it was settled"
+    return Failure(index, "fenced", BusError(f"{delivery.message.topic!r}: not held any more", why=why))
 
 
 # -- groups
