@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from . import servers
-from .engines import ENGINES, FASTSTREAM, OURS, RAW, libraries, library, size, works
+from .engines import ENGINES, EVENTS, FASTSTREAM, OURS, RAW, libraries, library, size, works
 
 LEAST = 0.05  # function calls a message that make another thread worth showing: those at rest have fewer
 
@@ -28,7 +28,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__)
     parser.add_argument("engine", choices=ENGINES)
     parser.add_argument("work", choices=works.RATES)
-    parser.add_argument("--subject", choices=(OURS, RAW, FASTSTREAM), default=OURS)
+    parser.add_argument("--subject", choices=(OURS, RAW, EVENTS, FASTSTREAM), default=OURS)
     parser.add_argument("--messages", type=int, help="default: as many as in `bench engines`")
     parser.add_argument("--lines", type=int, default=30, help="functions to show")
     parser.add_argument("--sort", choices=("tottime", "cumtime", "ncalls"), default="tottime")

@@ -30,7 +30,7 @@ WORKS = {
     "end_to_end": "end to end",
     "latency": f"latency at {RATE:,.0f}/s",
 }
-OURS, RAW, FASTSTREAM = "Tidings", "raw", "FastStream"
+OURS, RAW, EVENTS, FASTSTREAM = "Tidings", "raw", "raw, CloudEvents", "FastStream"
 
 
 class Size(NamedTuple):
@@ -42,7 +42,9 @@ class Size(NamedTuple):
 
 
 class Engine(NamedTuple):
-    """``bar``: of the raw client's rate, at least. ``consuming``: times FastStream's, at least."""
+    """``bar``: of the raw client's rate, at least. ``consuming``: times FastStream's, at least. ``events``: the raw
+    client is measured once more, with the attributes that ours sends: where they cost more than the message.
+    """
 
     title: str
     client: str
@@ -50,6 +52,7 @@ class Engine(NamedTuple):
     faststream: Size | None = None
     bar: float = 0.9
     consuming: float = 3.0
+    events: bool = False
 
 
 ENGINES = {
@@ -57,7 +60,7 @@ ENGINES = {
     "nats": Engine("NATS", "nats-py", Size(50, 60, 40), Size(25, 15, 10)),
     "rabbitmq": Engine("RabbitMQ", "aio-pika", Size(20, 20, 10), Size(9, 8, 5), consuming=1.7),
     "redis": Engine("Redis", "redis-py", Size(150, 300, 100), Size(30, 8, 6)),
-    "kafka": Engine("Kafka", "confluent-kafka", Size(400, 600, 200), Size(10, 15, 7), bar=0.7),
+    "kafka": Engine("Kafka", "confluent-kafka", Size(400, 600, 200), Size(10, 15, 7), bar=0.7, events=True),
 }
 DURABLE = {
     "postgres": "synchronous_commit on. The raw queue deletes a claim's rows and commits when they were handled",
@@ -75,11 +78,19 @@ def library(engine: str, name: str) -> type[works.Library]:
         return importlib.import_module("bench.engines.ours").Tidings  # type: ignore[no-any-return]
     if name == FASTSTREAM:
         return importlib.import_module("bench.engines.faststream").BY_ENGINE[engine]  # type: ignore[no-any-return]
-    return importlib.import_module(f"bench.engines.{engine}").Raw  # type: ignore[no-any-return]
+    client = importlib.import_module(f"bench.engines.{engine}")
+    return client.RawEvents if name == EVENTS else client.Raw  # type: ignore[no-any-return]
 
 
 def libraries(engine: str) -> tuple[str, ...]:
-    return (RAW, OURS, FASTSTREAM) if ENGINES[engine].faststream else (RAW, OURS)
+    found = ENGINES[engine]
+    return (RAW, *((EVENTS,) if found.events else ()), OURS, *((FASTSTREAM,) if found.faststream else ()))
+
+
+def titled(engine: str, name: str) -> str:
+    """A library as it is called in the tables."""
+    client = ENGINES[engine].client
+    return {RAW: client, EVENTS: f"{client} with CloudEvents"}.get(name, name)
 
 
 def size(engine: str, name: str, work: str) -> int:
@@ -91,8 +102,7 @@ def size(engine: str, name: str, work: str) -> int:
 
 
 def named(engine: str, name: str, work: str) -> str:
-    found = ENGINES[engine]
-    return f"{found.title}, {found.client if name == RAW else name}: {work}"
+    return f"{ENGINES[engine].title}, {titled(engine, name)}: {work}"
 
 
 # -- measuring
@@ -122,14 +132,19 @@ def figures(engine: str, name: str, work: str) -> tuple[Figure, ...]:
         return replace(p50, ratio_to=others), replace(p99, ratio_to=others), *rest
     if name != OURS:
         return (Figure("rate", "msg/s"),)
-    found, bars = ENGINES[engine], list[Figure]()
-    for other in libraries(engine):
-        if other != OURS:
-            bar = found.bar if other == RAW else found.consuming if work == "backlog" else None
-            among = f"beside {found.client if other == RAW else other}"
-            at = (named(engine, other, work),)
-            bars.append(Figure("rate", "msg/s", ratio_to=at, ratio_at_least=bar, among=among))
-    return tuple(bars)
+    found = ENGINES[engine]
+    bars = {RAW: found.bar, FASTSTREAM: found.consuming if work == "backlog" else None}
+    return tuple(
+        Figure(
+            "rate",
+            "msg/s",
+            ratio_to=(named(engine, other, work),),
+            ratio_at_least=bars.get(other),
+            among=f"beside {titled(engine, other)}",
+        )
+        for other in libraries(engine)
+        if other != OURS
+    )
 
 
 def subject(engine: str, name: str, work: str, quick: bool) -> Subject:
