@@ -200,3 +200,25 @@ def test_what_the_log_has_lost_is_passed_over() -> None:
     window.settle(delivery)
     window.reach(300_000)
     assert window.floor == 300_000
+
+
+def test_what_would_be_committed_if() -> None:
+    """As if some were settled and others had come back; nothing has happened yet, and then it does."""
+    for kind in (Window, OrderedWindow):
+        window = kind(PLACE, 10, State())
+        held = fed(window, range(10, 18), keys=3)
+        window.put_back(held.pop(5), 0.0, 2)
+        window.writer, window.turn = "me", 3
+        text = window.state(clean=False)
+        told = window.without(held[:2] + held[3:4], [(held[2], 7.0, 1), (held[4], 0.0, None)])
+        assert window.state(clean=False) == text
+        assert all(window.holds(delivery) for delivery in held)
+        for delivery in held[:2] + held[3:4]:
+            window.settle(delivery)
+        window.put_back(held[2], 7.0, 1)
+        window.put_back(held[4], 0.0, None)
+        assert told == (window.floor, window.state(clean=False)) == (12, told[1])
+        state = read(told[1])
+        assert (state.facts[0].failures, state.facts[0].due, state.facts[3].failures) == (1, 7.0, 2)
+        assert (state.writer, state.turn) == ("me", 3)
+        assert read(window.state(clean=True)).writer == ""

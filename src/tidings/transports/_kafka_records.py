@@ -20,7 +20,7 @@ from tidings.kernel.message import Message
 from tidings.kernel.topics import REPLY
 from tidings.transports._wire import attributes, counts, instant, restored, stamp
 
-DELAYED, STATE, MOVER = "_tidings.delayed.", "_tidings.state", "_tidings.mover"
+DELAYED, STATE, MOVER, WRITER = "_tidings.delayed.", "_tidings.state", "_tidings.mover", "_tidings.settle."
 REPLIES = REPLY.rstrip(".")
 FACTOR = 4  # each level of delays is so many times the one before: 0, 1, 4, 16 ... seconds
 

@@ -45,6 +45,8 @@ class State(Struct, array_like=True, frozen=True):
     upto: int = 0
     settled: bytes = b""  # a bit each
     facts: dict[int, Fact] = {}
+    writer: str = ""  # whose transactions may be under way
+    turn: int = 0  # which of them was the last
 
 
 NOTHING = Fact()
@@ -67,6 +69,7 @@ class Window(Session):
     """A partition, from its committed offset on. ``until``: nothing from there on is this group's.
 
     ``giving``: it is to be given up, and nothing more is handed out; ``given``: that is done, all is durable.
+    ``writer`` and ``turn``: who commits it in transactions, and how many of them were begun.
     """
 
     __slots__ = (
@@ -85,9 +88,11 @@ class Window(Session):
         "settled",
         "since",
         "suspects",
+        "turn",
         "until",
         "upto",
         "waiting",
+        "writer",
     )
 
     def __init__(self, place: tuple[str, int], offset: int, state: State, until: int | None = None) -> None:
@@ -112,6 +117,7 @@ class Window(Session):
         self.since = 0  # what its reader had read by then belongs to a former session
         self.aside: deque[Any] = deque()  # read, and beyond what may be handed out
         self.paused = self.giving = self.given = False
+        self.writer, self.turn = "", 0
 
     @property
     def floor(self) -> int:
@@ -204,9 +210,7 @@ class Window(Session):
     def put_back(self, delivery: Delivery, due: float, failures: int | None = None, suspect: bool = False) -> None:
         """One that is held comes back; ``failures`` None: as many as before."""
         offset = delivery.token
-        fact = self.facts.get(offset) or Fact()
-        fact.failures = fact.failures if failures is None else failures
-        fact.due, fact.marked, fact.suspect = due, False, suspect
+        fact = self._returned(offset, due, failures, suspect)
         self.facts[offset] = fact
         if fact == NOTHING:
             del self.facts[offset]
@@ -215,6 +219,10 @@ class Window(Session):
         self.waiting[offset] = delivery.message
         self._came_back(offset, delivery.message)
         self._left(offset, delivery.message)
+
+    def _returned(self, offset: int, due: float, failures: int | None, suspect: bool = False) -> Fact:
+        before = self.facts.get(offset, NOTHING)
+        return Fact(before.failures if failures is None else failures, before.crashes, due, False, suspect)
 
     def _came_back(self, offset: int, message: Message[Any]) -> None:
         heappush(self.back, (self.facts.get(offset, NOTHING).due, offset))
@@ -246,19 +254,25 @@ class Window(Session):
             if fact.failures or fact.crashes or fact.due or fact.marked
         }
         bits = self._bits(floor)
+        writer, turn = ("", 0) if clean else (self.writer, self.turn)
         upto = 0 if clean else self.upto - floor
-        text = b64encode(_encode(State(upto, bits, facts)))
+        text = b64encode(_encode(State(upto, bits, facts, writer, turn)))
         while len(text) > LONGEST:  # more failures than there is room for: those of the latest are forgotten
             facts = dict(sorted(facts.items())[: len(facts) * 3 // 4])
-            text = b64encode(_encode(State(upto, bits, facts)))
+            text = b64encode(_encode(State(upto, bits, facts, writer, turn)))
         return text.decode()
 
-    def without(self, deliveries: Iterable[Delivery]) -> tuple[int, str]:
-        """What to commit as if these were settled."""
-        kept, gone = self.open, {delivery.token for delivery in deliveries}
+    def without(
+        self, settled: Iterable[Delivery], back: Iterable[tuple[Delivery, float, int | None]] = ()
+    ) -> tuple[int, str]:
+        """What to commit as if these were settled, and those had come back, each when it is due, with its failures."""
+        kept, known, gone = self.open, self.facts, {delivery.token for delivery in settled}
         self.open = {offset: delivery for offset, delivery in kept.items() if offset not in gone}
+        self.facts = {offset: fact for offset, fact in known.items() if offset not in gone} if known else {}
+        for delivery, due, failures in back:
+            self.facts[delivery.token] = self._returned(delivery.token, due, failures)
         found = self.floor, self.state(clean=False)
-        self.open = kept
+        self.open, self.facts = kept, known
         return found
 
     def _bits(self, floor: int) -> bytes:

@@ -308,3 +308,9 @@ def test_partitions_that_are_added_are_read_soon() -> None:
             await consumer.close()
 
     asyncio.run(main())
+
+
+async def test_replies_are_no_topics_to_look_into() -> None:
+    """They share one topic, whose partitions belong to who asked."""
+    async with bus() as b:
+        assert list(await b.topics("_reply.>")) == list(await b.peek("_reply.>")) == []

@@ -80,6 +80,7 @@ class Kafka(Struct, frozen=True, kw_only=True):
     compression: str = "none"
     instance: str = ""
     client: Mapping[str, str] = {}
+    transactions: bool = True
     connect: float = 10.0
     max_poll: float = 300.0
 
@@ -91,7 +92,8 @@ class Kafka(Struct, frozen=True, kw_only=True):
         found = locate(url, HUBS_PORT if url.startswith("eventhubs:") else PORT)
         user = found.user or (HUBS_USER if found.password else "")
         given = {"hosts": found.hosts or cls().hosts, "user": user, "password": found.password}
-        return fill(cls, url, found.query, **given, tls=found.scheme in TLS, client={})
+        query = {"transactions": "false", **found.query} if found.scheme == "eventhubs" else found.query
+        return fill(cls, url, query, **given, tls=found.scheme in TLS, client={})
 
     def __post_init__(self) -> None:
         for name in ("retain", "lease", "session", "publish_wait", "refresh", "join"):

@@ -29,6 +29,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from tidings.kernel import errors
 from tidings.kernel.transport import Failure
 from tidings.transports._kafka_records import Record
+from tidings.transports._kafka_transactions import REJECTED
 from tidings.transports._points import passed
 
 log = logging.getLogger("tidings")
@@ -45,20 +46,6 @@ LOOK = 0.001  # seconds between looks for reports
 SLICE = 500  # records produced before the loop gets a breath
 SPARE, LARGE = 4, 4096  # batches kept, and records of the largest of them
 
-REJECTED = {
-    KafkaError.MSG_SIZE_TOO_LARGE,
-    KafkaError._UNKNOWN_TOPIC,
-    KafkaError._UNKNOWN_PARTITION,
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError.TOPIC_AUTHORIZATION_FAILED,
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
-    KafkaError.INVALID_RECORD,
-    KafkaError.RECORD_LIST_TOO_LARGE,
-    KafkaError.TOPIC_EXCEPTION,
-    KafkaError.POLICY_VIOLATION,
-    KafkaError._PURGE_QUEUE,
-}
-"""Codes of what was surely not stored."""
 VANISHED = {KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART}
 
 
@@ -162,14 +149,18 @@ class Sender:
 
     def failures(self, records: Sequence[Record], reported: Mapping[int, Any]) -> list[Failure]:
         """What failed, in our terms. A producer that has met a fatal error is replaced."""
+        if any(error.fatal() or error.code() == KafkaError._FATAL for error in reported.values()):
+            self.producer = Producer(self.config)
+        return self.told(records, reported)
+
+    def told(self, records: Sequence[Record], reported: Mapping[int, Any]) -> list[Failure]:
+        """What failed, in our terms."""
         found = []
         for index, error in sorted(reported.items()):
             topic = records[index].topic
             if error.code() in VANISHED:
                 self.vanished(topic)
             found.append(self._failure(index, error, topic))
-        if any(error.fatal() or error.code() == KafkaError._FATAL for error in reported.values()):
-            self.producer = Producer(self.config)
         return found
 
     def _failure(self, index: int, error: Any, topic: str) -> Failure:

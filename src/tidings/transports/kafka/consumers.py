@@ -5,19 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaException, TopicPartition
 
 from tidings.kernel.errors import BusError
 from tidings.kernel.message import Message
 from tidings.kernel.topics import GROUP
 from tidings.kernel.transport import ACK, Ack, Delivery, Event, Failure, Release, Retry, Settlement
+from tidings.transports._kafka_exchanges import Exchange, Exchanges, first, unsettled
 from tidings.transports._kafka_records import DELAYED, MOVER, Opened, Record, delayed, headers_of, undelayed
+from tidings.transports._kafka_transactions import Transactions
 from tidings.transports._offsets import Window
 from tidings.transports._points import passed
 from tidings.transports._wire import copied
@@ -32,16 +34,20 @@ log = logging.getLogger("tidings")
 PARK = 1.0  # seconds; what comes back later than that goes by way of the delays, unless its group is ordered
 LEAVE = 1.0  # seconds after ``stop`` until partitions without work are given to others
 MOVING = 256  # records of a level of delays that are looked at ahead
-TRANSACTION = 5.0  # seconds
+TRANSACTION = 5.0  # seconds of one of the mover
 REFUSED = 60.0  # seconds until what could not be moved is tried again
 
 
 class GroupConsumer(Member):
-    """A member that hands out and settles."""
+    """A member that hands out and settles. Without ``transactions`` what goes out is sent before its input is settled.
 
-    def __init__(self, transport: KafkaTransport, reads: Reads) -> None:
+    Replies always are: whoever asked waits for them, and takes the first.
+    """
+
+    def __init__(self, transport: KafkaTransport, reads: Reads, transactions: Transactions | None = None) -> None:
         super().__init__(transport, reads)
         self.lease = reads.lease
+        self.exchanges = Exchanges(self, transactions) if transactions else None
         self.ages: dict[tuple[Window, int], int] = {}
         if self.lease < math.inf:
             self._at("sweep", self.lease / 2, self._sweep)
@@ -90,13 +96,22 @@ class GroupConsumer(Member):
                 touched[window].append(index)
             else:
                 touched[window] = [index]
+        exchanges: dict[int, Exchange] = {}
         if others:
-            failures += await self._settle(settlements, others, touched)
+            together = self.exchanges.together(settlements, others) if self.exchanges else []
+            if together and self.exchanges:
+                failures += await self.exchanges.prepare(settlements, together, exchanges)
+            if len(together) < len(others):
+                failures += await self._settle(settlements, sorted({*others}.difference(together)), touched)
         self.finished.set()
-        if touched:
+        if exchanges or touched:
             if self.reads.ordered or any(window.aside for window in touched):
                 self.wake()
-            await self.commit(touched)
+            if exchanges and self.exchanges:
+                await self.exchanges.put(tuple(exchanges.values()), touched)
+                failures += unsettled(exchanges)
+            else:
+                await self.commit(touched)
             for window, indices in touched.items():
                 if not (window.alive or window.given):
                     failures += [not_held(index, settlements[index].delivery) for index in indices]
@@ -109,15 +124,8 @@ class GroupConsumer(Member):
         self, settlements: Sequence[Settlement], others: Sequence[int], touched: dict[Window, list[int]]
     ) -> list[Failure]:
         """Those with more than an ``Ack``: what goes out first, then the inputs of what was accepted."""
-        sent, of = list[Any](), list[int]()
-        for index in others:
-            copy = self._copy(settlements[index])
-            out = (*settlements[index].outgoing, *((copy,) if copy else ()))
-            sent += out
-            of += [index] * len(out)
-        refused: dict[int, Failure] = {}
-        for failure in await self.transport.send(sent) if sent else ():
-            refused.setdefault(of[failure.index], Failure(of[failure.index], failure.kind, failure.error))
+        sent, of = self.outgoing(settlements, others)
+        refused = first(await self.transport.send(sent) if sent else (), of)
         for index in others:
             if index in refused:
                 continue
@@ -131,11 +139,29 @@ class GroupConsumer(Member):
         self.wake()
         return list(refused.values())
 
+    def outgoing(self, settlements: Sequence[Settlement], some: Sequence[int]) -> tuple[list[Any], list[int]]:
+        """What these send, and of which of them each is."""
+        sent, of = list[Any](), list[int]()
+        for index in some:
+            copy = self._copy(settlements[index])
+            out = (*settlements[index].outgoing, *((copy,) if copy else ()))
+            sent += out
+            of += [index] * len(out)
+        return sent, of
+
+    async def _commit_round(self, windows: Collection[Window]) -> None:
+        """In one transaction with what goes out, if anything does."""
+        await self._commit(await self.exchanges.run(windows) if self.exchanges else windows)
+
+    def copied(self, settlement: Settlement) -> bool:
+        action: Any = settlement.action
+        return type(action) is not Ack and action.delay > PARK and not self.reads.ordered
+
     def _copy(self, settlement: Settlement) -> Record | None:
         """What comes back much later goes by way of the delays, to the group's private address."""
-        action: Any = settlement.action
-        if type(action) is Ack or action.delay <= PARK or self.reads.ordered:
+        if not self.copied(settlement):
             return None
+        action: Any = settlement.action
         now = self.clock.now()
         return delayed(self.transport.names, self._private(settlement.delivery, action), now + action.delay, now)
 
@@ -149,13 +175,20 @@ class GroupConsumer(Member):
         to, message = self.transport.names.topic(GROUP + self.reads.group), delivery.message
         return Record(to, message.body, message.key, headers_of(message, told))
 
-    def _apply(self, window: Window, settlement: Settlement) -> None:
-        action, delivery = settlement.action, settlement.delivery
-        if isinstance(action, Ack) or (action.delay > PARK and not self.reads.ordered):
-            window.settle(delivery)
-            return
+    def back(self, settlement: Settlement) -> tuple[float, int | None] | None:
+        """When it is due again in its window, and with how many failures; None: it is done with."""
+        action = settlement.action
+        if isinstance(action, Ack) or self.copied(settlement):
+            return None
         due = self.clock.now() + action.delay if action.delay else 0.0
-        window.put_back(delivery, due, action.failures if isinstance(action, Retry) else None)
+        return due, action.failures if isinstance(action, Retry) else None
+
+    def _apply(self, window: Window, settlement: Settlement) -> None:
+        back = self.back(settlement)
+        if back is None:
+            window.settle(settlement.delivery)
+        else:
+            window.put_back(settlement.delivery, *back)
 
     async def mark(self, delivery: Delivery) -> bool:
         window: Any = delivery.session
@@ -175,10 +208,13 @@ class GroupConsumer(Member):
         """What was in hand at two sweeps, a lease apart, and not extended since, is lost."""
         self._at("sweep", self.lease / 2, self._sweep)
         ages: dict[tuple[Window, int], int] = {}
+        under_way = self.exchanges.under_way if self.exchanges else ()
         late: list[Delivery] = []
         for window in tuple(self.windows.values()):
             for delivery in window.in_hand() if window.held else ():
                 key = (window, delivery.token)
+                if key in under_way:
+                    continue
                 ages[key] = self.ages.get(key, 0) + 1
                 if ages[key] > 2:
                     late.append(delivery)
@@ -193,7 +229,11 @@ class GroupConsumer(Member):
         copies = [] if self.reads.ordered else [self._private(delivery, Release(), suspect=True) for delivery in late]
         for delivery in late:
             delivery.session = LOST
-        refused = {failure.index for failure in await self.transport.send(copies)} if copies else range(len(late))
+        refused: Collection[int] = range(len(late))
+        if copies and self.exchanges is not None:
+            refused = await self.exchanges.give_back(zip(windows, late, copies, strict=True))
+        elif copies:
+            refused = {failure.index for failure in await self.transport.send(copies)}
         for index, (window, delivery) in enumerate(zip(windows, late, strict=True)):
             if window.holds(delivery):
                 window.put_back(delivery, 0.0, suspect=True) if index in refused else window.settle(delivery)
@@ -223,40 +263,10 @@ class GroupConsumer(Member):
         for timer in self.timers.values():
             timer.cancel()
         await self.poller.end()
+        if self.exchanges is not None:
+            self.exchanges.close()
         self.transport.consumers.pop(self, None)
         self.transport.answerers.clear()
-
-
-class Transactions:
-    """Records and a group's offsets, both or nothing: a producer for each name, which has one owner at a time."""
-
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = config
-        self.producers: dict[str, Producer] = {}
-
-    def run(self, name: str, records: Sequence[Record], consumer: Consumer, offsets: list[TopicPartition]) -> None:
-        """In the consumer's thread. Raises ``KafkaException``: then the offsets must be read anew to know."""
-        producer = self.producers.get(name) or self.begin(name)
-        try:
-            producer.begin_transaction()
-            for r in records:
-                producer.produce(r.topic, r.value, r.key, r.partition, None, None, 0, r.headers)
-            producer.send_offsets_to_transaction(offsets, consumer.consumer_group_metadata(), TRANSACTION)
-            passed("move.before")
-            producer.commit_transaction(TRANSACTION)
-        except KafkaException:
-            del self.producers[name]
-            self.begin(name)  # ends what is under way, one way or the other
-            raise
-
-    def begin(self, name: str) -> Producer:
-        """Ends what a former owner left under way: nobody waits until it times out."""
-        within = int(TRANSACTION * 1000)
-        limits = {"transaction.timeout.ms": within, "delivery.timeout.ms": within}
-        producer = Producer({**self.config, "transactional.id": name, **limits})
-        producer.init_transactions(TRANSACTION)
-        self.producers[name] = producer
-        return producer
 
 
 class Mover:
@@ -269,8 +279,8 @@ class Mover:
 
     def __init__(self, transport: KafkaTransport) -> None:
         self.transport, self.names = transport, transport.names
-        self.transactions = Transactions(transport.sender.config)
-        more = (lambda *_: -1, lambda *_: None, self._opened, MOVING, self.transactions.begin, False)
+        self.transactions = Transactions(transport.sender.config, TRANSACTION)
+        more = (lambda *_: -1, lambda *_: None, self._opened, MOVING, self._begin, False)
         self.consumer = GroupConsumer(transport, Reads(MOVER, False, math.inf, self._topics, *more))
         self.waiting: list[tuple[float, int, Delivery]] = []
         self.count, self.more = 0, asyncio.Event()
@@ -279,6 +289,11 @@ class Mover:
 
     def _topics(self) -> list[str]:
         return [topic for topic, name in self.transport.destinations.items() if name.startswith(DELAYED)]
+
+    def _begin(self, places: list[TopicPartition]) -> None:
+        """In the poller's thread: the levels are ours, and nothing is under way that another one began."""
+        for level in {place.topic for place in places}:
+            self.transactions.begin(level)
 
     def _opened(self, destination: str, raw: Any) -> Opened:
         """Where to, when it is due, and when it has its turn. What a stranger wrote goes nowhere, at once."""
@@ -328,7 +343,9 @@ class Mover:
                 if window.alive and not window.giving:
                     offsets = [TopicPartition(*window.place, *window.without(deliveries))]
                     run, topic = self.transactions.run, window.place[0]
-                    await consumer.poller.do(partial(run, topic, moved, consumer.poller.consumer, offsets))
+                    refused = await consumer.poller.do(partial(run, topic, moved, consumer.poller.consumer, offsets))
+                    if refused:
+                        raise KafkaException(next(iter(refused.values())))
                     for delivery in deliveries:
                         window.settle(delivery)
         except (BusError, KafkaException) as error:

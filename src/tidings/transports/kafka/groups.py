@@ -20,9 +20,11 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaExcep
 from msgspec import Raw, Struct
 
 from tidings.kernel.errors import BusError, BusUnavailable, NotFound, nearest
+from tidings.kernel.message import new_id
 from tidings.kernel.topics import DEAD, GROUP, matches
 from tidings.kernel.transport import GroupInfo, Subscription
-from tidings.transports._kafka_records import Place, Record
+from tidings.transports._kafka_counts import Counts
+from tidings.transports._kafka_records import MOVER, Place, Record
 from tidings.transports._offsets import count_settled, read
 
 from .clients import Poller
@@ -160,6 +162,7 @@ class Groups:
 
     def __init__(self, transport: KafkaTransport, log: StateLog) -> None:
         self.transport, self.log, self.names = transport, log, transport.names
+        self.counts = Counts(transport.group_config(f"{MOVER}.{new_id()}"))
 
     def known(self, name: str) -> Registration:
         found = self.log.groups.get(name)
@@ -280,7 +283,8 @@ class Groups:
             else:
                 left += max(0, end - at - (count_settled(read(text)) if at == offset else 0))
         held, parked = (sum(getattr(w, what)() for w in windows.values()) for what in ("hands", "parked"))
-        dead = sum(ends[place] - firsts[place] for place in letters)
+        bounds = {place: (firsts[place], ends[place]) for place in letters}
+        dead = sum((await t.loop.run_in_executor(t.pool, self.counts.look, bounds)).values())
         return GroupInfo(name, group.app, group.pattern, left - held - parked, held, parked, dead, None, members)
 
     # -- mending

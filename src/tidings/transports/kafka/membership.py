@@ -7,10 +7,11 @@ are made one at a time, each for everything that has become known meanwhile.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ from .clients import Poller
 
 if TYPE_CHECKING:
     from .transport import KafkaTransport
+
+log = logging.getLogger("tidings")
 
 AGAIN = 0.1  # seconds between tries to commit
 LOOK_AGAIN = 5.0  # seconds; delays follow the wall clock, which may step
@@ -51,7 +54,7 @@ class Reads(Struct, frozen=True):
     until: Callable[[str, int], int | None]
     opened: Callable[[str, Any], Message[Any] | Opened] = lean
     most: int = 0  # unsettled of a partition; 0: as many as can be remembered
-    prepare: Callable[[str], Any] = str  # called in the poller's thread before the offsets of a topic are read
+    prepare: Callable[[list[TopicPartition]], Any] = list  # called in the poller's thread before offsets are read
     patient: bool = True  # what is in hand is finished before its partition is given up
 
 
@@ -134,9 +137,6 @@ class Member:
     def _assigned(self, consumer: Any, places: list[TopicPartition]) -> None:
         """In the poller's thread: go on where the group is."""
         starts: list[TopicPartition] = []
-        for topic in {place.topic for place in places}:
-            with suppress(KafkaException):
-                self.reads.prepare(topic)
         for known in self._committed(consumer, places) if places else ():
             topic, partition, start = known.topic, known.partition, self.reads.start(known.topic, known.partition)
             if known.offset < 0 < start and start > self._end(consumer, topic, partition):
@@ -159,7 +159,12 @@ class Member:
         return math.inf
 
     def _committed(self, consumer: Any, places: list[TopicPartition]) -> list[TopicPartition]:
+        """Once nothing of it is under way: what others left so is ended, or one waits."""
         while True:
+            try:
+                self.reads.prepare(places)
+            except KafkaException as error:
+                log.warning("what another member left under way cannot be ended: %s", error)
             try:
                 known: list[TopicPartition] = consumer.committed(places, timeout=10)
                 if not any(place.error for place in known):
@@ -181,6 +186,8 @@ class Member:
         if windows and not self.closed:
             self.poller.call(self._give, windows, given)
             self.poller.serve(given, self.transport.patience)
+        for window in windows:  # also in the hands of who was not done in time
+            window.alive = False
         self.poller.call(self._forget, windows)
 
     def _lost(self, consumer: Any, places: list[TopicPartition]) -> None:
@@ -296,7 +303,7 @@ class Member:
                 self.dirty.clear()
                 self.round = None
                 try:
-                    await self._commit(windows)
+                    await self._commit_round(windows)
                 except Exception as error:
                     done.set_exception(error)
                 if not done.done():
@@ -304,22 +311,26 @@ class Member:
         finally:
             self.committing = None
 
+    async def _commit_round(self, windows: Collection[Window]) -> None:
+        await self._commit(windows)
+
     async def _commit(self, windows: Iterable[Window], *, clean: bool = False) -> None:
         """Tries for as long as they are ours."""
         while alive := [window for window in windows if window.alive]:
             async with self.exclusive:
-                if await self._committed_now([w for w in alive if w.alive], clean):
+                if await self.store([w for w in alive if w.alive], clean=clean):
                     return
             if self.closed:
                 return
             await asyncio.sleep(AGAIN)
 
-    async def _committed_now(self, windows: Sequence[Window], clean: bool) -> bool:
+    async def store(self, windows: Sequence[Window], *, clean: bool = False) -> bool:
+        """Try it once, for who is alone in doing so."""
         offsets = [TopicPartition(*w.place, w.floor, w.state(clean=clean)) for w in windows]
         self._hand_over()
         passed("commit.before")
         try:
-            found = await self.poller.do(partial(self._store, offsets)) if offsets else ()
+            found = await self.poller.do(partial(self._stored, offsets)) if offsets else ()
         except KafkaException as error:
             self.transport.troubled(error.args[0])
             return False
@@ -328,7 +339,7 @@ class Member:
         passed("commit.after")
         return not any(place.error for place in found)
 
-    def _store(self, offsets: list[TopicPartition]) -> list[TopicPartition]:
+    def _stored(self, offsets: list[TopicPartition]) -> list[TopicPartition]:
         """In the poller's thread."""
         return self.poller.consumer.commit(offsets=offsets, asynchronous=False) or []
 

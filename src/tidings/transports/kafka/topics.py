@@ -22,13 +22,14 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.cimpl import NewTopic
 
 from tidings.kernel import errors
 from tidings.kernel.clock import Clock
 from tidings.kernel.message import new_id, seconds
-from tidings.kernel.topics import DEAD, GROUP, REPLY, matches
+from tidings.kernel.topics import DEAD, GROUP, REPLY, is_pattern, matches
 from tidings.kernel.transport import Delivery, Event, Failure, Session, Settlement, Stored, TopicInfo
 from tidings.transports._kafka_records import DELAYED, MOVER, STATE, Names, Place, opened, share
 
@@ -157,12 +158,25 @@ class Topics:
             config = {"retention.ms": HOUR}
         return NewTopic(topic, partitions, options.replication, config=config)
 
+    async def _largest(self) -> int:
+        """Bytes of a record that the broker takes; its default if it does not say."""
+        brokers, deadline = dict[int, Any](), self.clock.monotonic() + self.options.connect
+        while not brokers and self.clock.monotonic() < deadline:  # one that has just started may not know itself yet
+            brokers = await self.loop.run_in_executor(self.pool, lambda: self.admin.list_topics(timeout=10).brokers)
+            await asyncio.sleep(0 if brokers else 0.05)
+        resource = ConfigResource(ConfigResource.Type.BROKER, str(next(iter(brokers), 0)))
+        try:
+            (future,) = self.admin.describe_configs([resource]).values()
+            return int((await asyncio.wrap_future(future))["message.max.bytes"].value)
+        except (KafkaException, KeyError, ValueError):
+            return 1_048_588
+
     def places(self, topic: str) -> list[Place]:
         return [(topic, partition) for partition in range(self.partitions.get(topic, 0))]
 
     def places_of(self, pattern: str) -> list[Place]:
         """All partitions of the topics that match."""
-        if pattern.startswith(REPLY):
+        if pattern.startswith(REPLY) and not is_pattern(pattern):  # all replies share a topic
             topic = self.names.topic(pattern)
             return [(topic, share(pattern, self.partitions[topic]))]
         return [p for topic, name in self.destinations.items() if matches(pattern, name) for p in self.places(topic)]

@@ -11,7 +11,6 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.admin._config import ConfigResource
 from msgspec.structs import replace
 
 from tidings.kernel import errors
@@ -20,7 +19,9 @@ from tidings.kernel.clock import SYSTEM, current_clock
 from tidings.kernel.message import Message, new_id, seconds
 from tidings.kernel.topics import DEAD, GROUP, REPLY, REQUEST, matches
 from tidings.kernel.transport import Event, Failure, Subscription
+from tidings.transports._kafka_exchanges import finish, prove
 from tidings.transports._kafka_records import DELAYED, MOVER, STATE, Names, Place, Record, delayed, record
+from tidings.transports._kafka_transactions import Transactions
 from tidings.transports._offsets import Window
 from tidings.transports._points import passed
 
@@ -35,6 +36,7 @@ log = logging.getLogger("tidings")
 
 ROOM = 32 * 1024  # bytes of a record that are kept for headers
 ANSWERED = 1.0  # seconds for which it is believed that somebody answers
+TRANSACTION = 10.0  # seconds for which one of settlements may last
 TOGETHER = 256  # records without a key that go to one partition before the next has its turn
 
 
@@ -50,6 +52,7 @@ CAPABILITIES = spi.Capabilities(
     fence="native",
     crash_count="native",
     start="native",
+    atomic_settle=True,
     replay="native",
     expiry="emulated",
     wildcards="emulated",
@@ -77,6 +80,7 @@ class KafkaTransport(Topics):
         self.routes: dict[str, bool] = {}
         self.tasks: set[asyncio.Task[Any]] = set()
         self.mover: Mover | None = None
+        self.transactions: Transactions | None = None
         self.lost, self.trouble, self.turn = False, "", 0
 
     # -- life cycle
@@ -90,9 +94,11 @@ class KafkaTransport(Topics):
         self.admin = AdminClient(self.config)
         await self._reach()
         largest = await self._largest()
-        self.capabilities = replace(CAPABILITIES, max_payload=(largest - ROOM) // 1024 * 1024)
+        whole, most = self.options.transactions, (largest - ROOM) // 1024 * 1024
+        self.capabilities = replace(CAPABILITIES, max_payload=most, atomic_settle=whole)
         self.sender = Sender(self.options.producing(self.config, largest), lambda: self.trouble, self._vanished)
         self.client = self.sender.producer
+        self.transactions = Transactions(self.sender.config, TRANSACTION) if whole else None
         await self._begin()
         notify(Event("connected"))
 
@@ -126,19 +132,6 @@ class KafkaTransport(Topics):
                     mend = "check user, password, mechanism= and scheme" if bad else "start it, or correct the URL"
                     await self._shut()
                     raise errors.BusUnavailable(what, why=why, mend=mend) from None
-
-    async def _largest(self) -> int:
-        """Bytes of a record that the broker takes; its default if it does not say."""
-        brokers, deadline = dict[int, Any](), self.clock.monotonic() + self.options.connect
-        while not brokers and self.clock.monotonic() < deadline:  # one that has just started may not know itself yet
-            brokers = await self.loop.run_in_executor(self.pool, lambda: self.admin.list_topics(timeout=10).brokers)
-            await asyncio.sleep(0 if brokers else 0.05)
-        resource = ConfigResource(ConfigResource.Type.BROKER, str(next(iter(brokers), 0)))
-        try:
-            (future,) = self.admin.describe_configs([resource]).values()
-            return int((await asyncio.wrap_future(future))["message.max.bytes"].value)
-        except (KafkaException, KeyError, ValueError):
-            return 1_048_588
 
     async def close(self) -> None:
         if self.client is None:
@@ -238,6 +231,16 @@ class KafkaTransport(Topics):
 
     async def send(self, items: Sequence[Message[Any] | Record]) -> list[Failure]:
         """Produce messages, and records that are ready. Raises ``BusUnavailable`` when topics cannot be created."""
+        records, failures = await self.prepare(items)
+        refused = await self.sender.send(records)
+        if not refused:
+            return failures
+        left_out = {failure.index for failure in failures}
+        of = [index for index in range(len(items)) if index not in left_out]
+        return [*failures, *(Failure(of[f.index], f.kind, f.error) for f in refused)]
+
+    async def prepare(self, items: Sequence[Message[Any] | Record]) -> tuple[list[Record], list[Failure]]:
+        """Records of those that can be sent, whose topics are there. Raises ``BusUnavailable``."""
         fresh = {m.address or m.topic for m in items if isinstance(m, Message)}
         refusals = await self.refusals(fresh)
         unheard = {destination for destination in fresh if not self._routed(destination)}
@@ -267,14 +270,9 @@ class KafkaTransport(Topics):
             records.append(made)
         if waiting:
             await self._levels(records)
-        refused = await self.sender.send(records)
         if unrouted:
             self.notify(Event("unrouted", len(unrouted), unrouted[0]))
-        if not refused:
-            return failures
-        left_out = {failure.index for failure in failures}
-        of = [index for index in range(len(items)) if index not in left_out]
-        return [*failures, *(Failure(of[f.index], f.kind, f.error) for f in refused)]
+        return records, failures
 
     async def _levels(self, records: Sequence[Record]) -> None:
         """Levels of delays that are used for the first time; and somebody who moves what is in them."""
@@ -323,7 +321,9 @@ class KafkaTransport(Topics):
             self.consumers[consumer] = None
         else:
             await self.groups_.register(subscription, name)
-            group = consumer = GroupConsumer(self, self._reads(name, subscription.ordered))
+            if self.transactions:
+                await self.loop.run_in_executor(self.pool, prove, self.transactions, self.names)
+            group = consumer = GroupConsumer(self, self._reads(name, subscription.ordered), self.transactions)
             self.consumers[consumer] = None  # it has to hear of topics that come meanwhile
             await group.join(seconds(self.options.join, "join"), anyhow=pattern.startswith(REQUEST))
         return consumer
@@ -331,7 +331,9 @@ class KafkaTransport(Topics):
     def _reads(self, name: str, ordered: bool) -> Reads:
         groups = self.groups_
         of = (partial(groups.topics_of, name), partial(groups.start, name), partial(groups.until, name))
-        return Reads(name, ordered, self.lease, *of)
+        config = self.group_config(self.names.group(name))
+        prepare = partial(finish, self.transactions, self.names, config) if self.transactions else list
+        return Reads(name, ordered, self.lease, *of, prepare=prepare)
 
     def windows_of(self, group: str) -> dict[Place, Window]:
         """What members of this process hold of a group."""
