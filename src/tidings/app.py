@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from . import requests, schedule
 from .assembly import Assembly, Defaults, group_of
-from .channels import Service, Topic
+from .channels import Service, Topic, drafted
+from .control import Control
 from .inject import Function, Values, provide
 from .kernel import errors
 from .kernel.bus import Bus
@@ -80,6 +81,7 @@ class App(Router):
         self._requesters: dict[str, requests.Requester] = {}
         self._workers: dict[str, Worker] = {}
         self._assemblies: list[Assembly] = []
+        self._controls: list[Control] = []
         self._busy: set[Any] = set()  # subscriptions that share the loop's time
         self._running: set[asyncio.Task[None]] = set()
         self._tickers: set[asyncio.Task[None]] = set()
@@ -179,7 +181,7 @@ class App(Router):
 
     def stats(self) -> dict[str, Stats]:
         """What has become of each group's deliveries in this process."""
-        return {group: worker.stats for group, worker in self._workers.items()}
+        return {group: worker.stats for group, worker in tuple(self._workers.items())}
 
     def bus(self, name: str = "") -> Transport:
         """An open bus; ``.client`` is its native client."""
@@ -238,6 +240,9 @@ class App(Router):
                 self._tickers.add(start(ticks))
         for name, bus in self._buses.items():
             await _tell_groups(self.name, bus, before[name], self._workers)
+        for bus in self._buses.values():
+            self._controls.append(Control(bus, self.name, self._assemblies, self._workers))
+            await self._controls[-1].open()
         self._running |= {start(worker.run()) for worker in self._workers.values()}
         for task in (*self._running, *self._tickers):
             task.add_done_callback(_report)
@@ -258,6 +263,8 @@ class App(Router):
         for worker in self._workers.values():
             worker.stop()
         await asyncio.gather(*self._tickers, *self._running, return_exceptions=True)
+        for control in self._controls:
+            await control.close()
         for assembly in self._assemblies:
             if assembly.executor is not None:
                 await assembly.executor.close()
@@ -266,11 +273,15 @@ class App(Router):
         for bus in reversed(self._buses.values()):
             await bus.close()
         await self._stack.aclose()
-        for state in (self._tickers, self._running, self._assemblies, self._requesters, self._buses, self._workers):
+        for state in (self._tickers, self._running, self._assemblies, self._controls, self._requesters):
             state.clear()
+        for opened in (self._buses, self._workers):
+            opened.clear()
 
     def _told(self, event: Event) -> None:
         self.events[event.kind] += event.count
+        for control in self._controls if event.kind == "connected" else ():
+            control.look()
         level = logging.INFO if event.kind in ("connected", "recovered") else logging.WARNING
         if event.kind != "unrouted":
             log.log(level, "bus %s: %d %s", event.kind, event.count, event.detail)
@@ -289,7 +300,7 @@ class App(Router):
 
         Raises ``PayloadRefused``, ``TooLarge``, ``Unsupported``, ``NotOpen``; ``BusError`` when the bus cannot.
         """
-        draft = topic if isinstance(topic, Message) else topic(data, **meta)
+        draft = drafted(topic, data, meta)
         bus = self._buses.get(draft.bus) or self._bus(draft.bus)
         await bus.publish((seal(draft, now=bus.clock.now(), source=self.name),))
 

@@ -32,7 +32,7 @@ from typing import Any, Protocol
 from msgspec import Raw, Struct, msgpack
 
 from .inject import Call, Recipe, where
-from .kernel.errors import HandlerCrashed, HandlerTimeout, InvalidHandler
+from .kernel.errors import HandlerCrashed, HandlerTimeout, InvalidHandler, users
 from .kernel.handler import Outcome, Outgoing
 from .kernel.transport import Delivery, Session
 from .transports._records import messages, record
@@ -57,6 +57,9 @@ class Executor(Protocol):
         """How many deliveries it takes at once, now."""
 
     async def __call__(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]: ...
+
+    def resize(self, workers: int) -> None:
+        """At most so many threads or processes from now on."""
 
     async def close(self) -> None:
         """Let what runs finish, then free the threads or processes."""
@@ -119,9 +122,9 @@ def _attempt(call: Call, delivery: Delivery) -> Outcome:
     try:
         return call(delivery)
     except Exception as error:
-        return error
+        return users(error)
     except BaseException as error:  # SystemExit and the like end neither a thread nor a child
-        return HandlerCrashed(f"the handler raised {error!r}").with_traceback(error.__traceback__)
+        return HandlerCrashed(f"the handler raised {error!r}").with_traceback(users(error).__traceback__)
 
 
 async def _waited(running: Callable[[], Any], patience: float) -> None:
@@ -171,6 +174,10 @@ class Threads(Paced):
             self._threads[-1].start()
         self._jobs.put(job)
         return await future
+
+    def resize(self, workers: int) -> None:
+        self.workers, self.crew = workers, Crew(workers)
+        self._admit()
 
     def _report(self, future: asyncio.Future[list[Outcome]], elapsed: float, outcomes: list[Outcome]) -> None:
         if outcomes:
@@ -240,14 +247,14 @@ class Processes(Paced):
 
     def __init__(self, recipe: Recipe, workers: int, timeout: float) -> None:
         super().__init__(PROCESS_CHUNK)
-        self.recipe, self.timeout, self.workers = recipe, timeout, workers
+        self.recipe, self.timeout = recipe, timeout
         try:
             self._setup = pickle.dumps(recipe)
         except Exception as error:
             raise self._invalid(error) from error
         self._free: asyncio.LifoQueue[Child | None] = asyncio.LifoQueue()  # last used first: others need not start
-        for _ in range(workers):
-            self._free.put_nowait(None)
+        self.workers = 0
+        self.resize(workers)
         self._children, self._closed, self._deaths = list[Child](), False, 0  # deaths since the last answer
 
     async def __call__(self, deliveries: Sequence[Delivery]) -> list[Outcome]:
@@ -268,6 +275,11 @@ class Processes(Paced):
         self._deaths = 0
         self.record(len(outcomes), elapsed)
         return [unpacked(outcome) if isinstance(outcome, bytes) else outcome for outcome in outcomes]
+
+    def resize(self, workers: int) -> None:
+        for _ in range(self.workers, workers):
+            self._free.put_nowait(None)
+        self.workers = max(workers, self.workers)  # of fewer calls at once some children see none
 
     async def _ask(self, child: Child, request: bytes, timeout: float) -> bytes:
         """One request at a time, and a child reads all of it before it answers: never do both wait to send."""

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from .kernel.bus import Bus
 from .kernel.codec import seal
-from .kernel.errors import BusError, InvalidOption, Unsupported
+from .kernel.errors import BusError, InvalidOption, Unsupported, users
 from .kernel.message import Message
 from .kernel.topics import TICK
 from .kernel.transport import Ticking
@@ -131,6 +131,6 @@ async def tick_each(
         await sleep_until(due, now)
         try:
             await call()
-        except Exception:
-            log.exception("%s failed at a tick", name)
+        except Exception as error:
+            log.error("%s failed at a tick", name, exc_info=users(error))
         due = schedule.next(max(due, schedule.last(now())))

@@ -291,7 +291,7 @@ class Process:
         handler = Handler(
             one=lambda delivery: self.schedule.handle(self, name, delivery), cancellable=profile.cancellable
         )
-        worker = self.workers[name] = Worker(consumer, handler, work, self.loop.clock, self.busy)
+        worker = self.workers[name] = Worker(consumer, handler, work, self.loop.clock, self.busy, None)
         try:
             await worker.run()
         finally:

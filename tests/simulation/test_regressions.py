@@ -210,7 +210,7 @@ def delivery(id: str, *, suspect: bool = False) -> Delivery:
 
 async def worked(hands: Hands, handle: Any, story: Any) -> None:
     policy = Policy(group="shop.bill", backoff=Backoff(first=0.5, jitter=0.0))
-    worker = Worker(hands, Handler(one=handle), Work(policy=policy, concurrency=1), current_clock(), set())
+    worker = Worker(hands, Handler(one=handle), Work(policy=policy, concurrency=1), current_clock(), set(), None)
     running = asyncio.get_running_loop().create_task(worker.run())
     try:
         await story()

@@ -21,8 +21,8 @@ class ChunkWorker(Worker):
     """
 
     def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
         self.arrived, self.clean = asyncio.Event(), copy_context()
+        super().__init__(*arguments)
 
     async def _work(self) -> None:
         lanes, slot = self.lanes, Slot()
@@ -30,7 +30,8 @@ class ChunkWorker(Worker):
         try:
             while not self.draining:
                 if not lanes.ready or self.blocked:
-                    await self._rest()
+                    if await self._rest():
+                        break
                 elif self.clock.monotonic() > self.until:
                     await self._breathe()
                 elif not self.work.within or await self._filled():
@@ -63,8 +64,7 @@ class ChunkWorker(Worker):
 
     async def _chunk(self, slot: Slot, chunk: Sequence[Delivery]) -> None:
         runs = [delivery for delivery in chunk if self.settling.may_start(delivery)]
-        held: set[str] = set()  # keys whose lane must wait
-        again: list[Delivery] = []
+        held, again = set[str](), list[Delivery]()  # keys whose lane must wait; what must run once more
         outcomes = await self._try(slot, runs, runs)
         if outcomes is not None:
             for delivery, outcome in zip_longest(runs, outcomes):
@@ -100,8 +100,7 @@ class ChunkWorker(Worker):
             call = asyncio.get_running_loop().create_task(self._call(runs), context=self.clean.copy())
             outcomes: Sequence[Outcome | None] = await call
         except (Exception, asyncio.CancelledError) as error:
-            outcomes = (self._cause(slot, error),)
-            slot.since = 0.0
+            outcomes, slot.since = (self._cause(slot, error),), 0.0
             return outcomes if len(runs) == 1 else None
         if not slot.since:
             slot.task.uncancel()  # the handler swallowed our deadline

@@ -22,14 +22,8 @@ def dead_letter(
 ) -> Message[Any]:
     """The dead letter of a delivery to ``group``."""
     message = delivery.message
-    told = {
-        "tdggroup": group,
-        "tdgreason": reason,
-        "tdgfailures": str(failures),
-        "tdgcrashes": str(delivery.crashes),
-        "tdgdeadat": f"{now:.3f}",
-        "tdghost": socket.gethostname(),
-    }
+    told = {"tdggroup": group, "tdgreason": reason, "tdgfailures": str(failures), "tdgcrashes": str(delivery.crashes)}
+    told |= {"tdgdeadat": f"{now:.3f}", "tdghost": socket.gethostname()}
     if error is not None:
         told["tdgerror"] = type(error).__qualname__
         told["tdgdetail"] = _cut(text_of(error), 1024)

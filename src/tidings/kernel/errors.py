@@ -16,13 +16,12 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import ClassVar
 
 Duration = str | float | timedelta
 """``"250ms"``, ``"5s"``, ``"1h30m"``, ``"2d"``, a number of seconds, or a ``timedelta``."""
 
-PACKAGE, LIBRARY = str(Path(__file__).parents[1]) + os.sep, str(Path(os.__file__).parent) + os.sep
+PACKAGE, LIBRARY = os.path.dirname(os.path.dirname(__file__)) + os.sep, os.path.dirname(os.__file__) + os.sep
 
 
 class TidingsError(Exception):
@@ -33,13 +32,14 @@ class TidingsError(Exception):
     """
 
     code: ClassVar[str] = "TDG-E000"
+    mending: ClassVar[str] = ""  # said where an error was raised without a ``mend`` of its own
 
-    def __init_subclass__(cls, code: str = "") -> None:
-        cls.code = code or cls.code
+    def __init_subclass__(cls, code: str = "", mend: str = "") -> None:
+        cls.code, cls.mending = code or cls.code, mend or cls.mending
 
     def __init__(self, what: str, /, *, why: str = "", mend: str = "", where: str = "") -> None:
         super().__init__(what)
-        self.what, self.why, self.mend, self.where = what, why, mend, where
+        self.what, self.why, self.mend, self.where = what, why, mend or self.mending, where
 
     def __str__(self) -> str:
         parts = [("where", self.where), ("why", self.why), ("mend", self.mend)]
@@ -61,7 +61,7 @@ class InvalidOption(UsageError, code="TDG-E002"):
     """An option has a value that means nothing: a duration, a priority, an unknown name."""
 
 
-class InvalidHandler(UsageError, code="TDG-E003"):
+class InvalidHandler(UsageError, code="TDG-E003", mend="`tidings explain E003` shows what a handler can be"):
     """A function cannot be a handler: its parameters, its types or its place."""
 
 
@@ -85,11 +85,11 @@ class PayloadRefused(UsageError, code="TDG-E008"):
     """A payload cannot be published: wrong type, NaN, a lone surrogate, or nothing that can be encoded."""
 
 
-class TooLarge(UsageError, code="TDG-E009"):
+class TooLarge(UsageError, code="TDG-E009", mend="publish a reference to it (EIP: Claim Check)"):
     """A payload is larger than this bus accepts with room left for a dead letter's context."""
 
 
-class NotOpen(UsageError, code="TDG-E010"):
+class NotOpen(UsageError, code="TDG-E010", mend="use `async with app:` or `async with app.connect():`"):
     """The app is not open: use ``async with app`` or ``async with app.connect()``."""
 
 
@@ -97,11 +97,11 @@ class NothingToRun(UsageError, code="TDG-E011"):
     """An app without handlers was run."""
 
 
-class NotFound(UsageError, code="TDG-E012"):
+class NotFound(UsageError, code="TDG-E012", mend="`tidings groups` and `tidings dead ls --all` list what there is"):
     """A group, topic, dead letter, module or app that was named does not exist."""
 
 
-class BusError(TidingsError, code="TDG-E020"):
+class BusError(TidingsError, code="TDG-E020", mend="`tidings doctor` looks at the bus and at this machine"):
     """The bus could not do what it promises."""
 
 
@@ -145,19 +145,19 @@ class PublishFailed(BusError, code="TDG-E030"):
     unknown: Sequence[int] = ()
 
 
-class RequestError(TidingsError, code="TDG-E040"):
+class RequestError(TidingsError, code="TDG-E040", mend="ask again"):
     """A request brought no reply."""
 
 
-class NoAnswerer(RequestError, code="TDG-E041"):
+class NoAnswerer(RequestError, code="TDG-E041", mend="start the app that answers it"):
     """Nobody answers this service."""
 
 
-class RequestTimeout(RequestError, code="TDG-E042"):
+class RequestTimeout(RequestError, code="TDG-E042", mend="give it a longer timeout, or see what its app is busy with"):
     """The deadline passed before the reply came."""
 
 
-class AnswerFailed(RequestError, code="TDG-E043"):
+class AnswerFailed(RequestError, code="TDG-E043", mend="correct what was asked, or mend the answerer"):
     """The answerer raised an error; its type and text are in ``what``."""
 
 
@@ -177,11 +177,11 @@ class WrongReturn(DeliveryError, code="TDG-E052"):
     """A handler returned something that is no message."""
 
 
-class HandlerTimeout(TidingsError, code="TDG-E053"):
+class HandlerTimeout(TidingsError, code="TDG-E053", mend="give it a longer timeout=, or make it faster"):
     """A handler ran longer than its ``timeout``. Counts as a failure."""
 
 
-class HandlerCrashed(TidingsError, code="TDG-E054"):
+class HandlerCrashed(TidingsError, code="TDG-E054", mend="look for sys.exit(), native code and a lack of memory in it"):
     """The child process that ran a handler died. Counts as a failure."""
 
 
@@ -229,6 +229,14 @@ def text_of(error: BaseException) -> str:
         return str(error).encode(errors="replace").decode()
     except Exception:
         return "(it has no text)"
+
+
+def users(error: BaseException) -> BaseException:
+    """The error; its traceback begins with the first frame that is not of this package, if there is one."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(PACKAGE):
+        trace = trace.tb_next
+    return error.with_traceback(trace or error.__traceback__)
 
 
 def caller() -> str:

@@ -79,8 +79,7 @@ class Lanes:
 
     def take(self, limit: int, *, runs: bool) -> list[Delivery]:
         """Up to ``limit`` ready ones; with ``runs`` also those queued behind them in their lanes, which stay held."""
-        ready = self.ready
-        taken: list[Delivery] = []
+        ready, taken = self.ready, list[Delivery]()
         while ready and len(taken) < limit:
             delivery = ready.popleft()
             taken.append(delivery)
@@ -101,8 +100,7 @@ class Lanes:
             if key is None:
                 self.ready.appendleft(delivery)
             elif key in self._busy:
-                queue = self._busy[key]
-                self._busy[key] = deque((delivery, *(queue or ())))
+                self._busy[key] = deque((delivery, *(self._busy[key] or ())))
             else:
                 gone.append(delivery)
         return gone
@@ -115,8 +113,7 @@ class Lanes:
         for delivery in chain(self.ready, self.suspects, waiting):
             if delivery.message.key is not None:
                 self._busy.pop(delivery.message.key, None)
-        for key in self._busy:
-            self._busy[key] = None
+        self._busy = dict.fromkeys(self._busy)
         self.ready.clear()
         self.suspects.clear()
         return fresh, waiting
@@ -124,5 +121,4 @@ class Lanes:
     def __iter__(self) -> Iterator[Delivery]:
         """Everything in hand that has not started."""
         queued = (queue or () for queue in self._busy.values())
-        waiting = (delivery for _, _, delivery in self._waiting)
-        return chain(self.ready, self.suspects, chain.from_iterable(queued), waiting)
+        return chain(self.ready, self.suspects, chain.from_iterable(queued), (last for _, _, last in self._waiting))

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from .clock import Clock
 from .dead import dead_letter
-from .errors import BusError, Skip, text_of
+from .errors import BusError, Skip, text_of, users
 from .lanes import Lanes
 from .outcome import Backoff, Breaker, Dead, Fate, Kind, Wait, before, classify, decide
 from .topics import DEAD
@@ -132,7 +132,7 @@ class Settling:
                 fate = Release(breaker.pause)
             if self._count(breaker, 1):
                 self._trip(breaker)
-        return self.apply(delivery, fate, error)
+        return self.apply(delivery, fate, users(error))
 
     def _count(self, breaker: Breaker, failed: int) -> bool:
         good = len(self.ready) - self._other - self._counted

@@ -22,8 +22,8 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 
 def token(text: str) -> str:
     """Any text as one token, percent-escaped and reversible (``token("a.b")`` is ``"a%2Eb"``). Refuses ``""``."""
-    if not text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise InvalidName(f"{text!r} cannot be a token", why="it is empty, or has a lone surrogate")
+    if not isinstance(text, str) or not text or any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidName(f"{text!r} cannot be a token", why="empty, or no whole text", mend="give it text")
     return _UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in found[0].encode()), text)
 
 
@@ -89,6 +89,6 @@ def captures(template: str) -> dict[str, int]:
     for index, part in enumerate(template.split(".")):
         if capture := CAPTURE.fullmatch(part):
             if capture[1] in found:
-                raise InvalidName(f"{template!r} captures {capture[1]!r} twice")
+                raise InvalidName(f"{template!r} captures {capture[1]!r} twice", mend="give each capture its own name")
             found[capture[1]] = index
     return found

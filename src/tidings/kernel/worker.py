@@ -7,7 +7,8 @@ manager per message. One more task receives, another flushes settlements. Rules:
 - A slice lasts 1 ms divided by the busy subscriptions of the loop, by the clock; then the loop gets a breath.
 - A task whose handler left context variables behind is replaced.
 - ``receive`` is never cancelled. What was received is held, and its lease extended, until its settlement is committed.
-- ``blocked`` stops the taking of deliveries: while a task breathes, too much is unsettled, or the worker is paused.
+- ``blocked`` stops the taking of deliveries: while a task breathes, too much is unsettled, the worker is paused, or
+  more tasks are there than are wanted now; those leave when their handlers end.
 """
 
 from __future__ import annotations
@@ -60,41 +61,36 @@ class Worker:
     """Works one subscription until ``stop``; ``run`` returns when everything in hand was settled or given back."""
 
     def __init__(
-        self,
-        consumer: Consumer,
-        handler: Handler,
-        work: Work,
-        clock: Clock,
-        busy: set[Any],
-        breaker: Breaker | None = None,
+        self, consumer: Consumer, handler: Handler, work: Work, clock: Clock, busy: set[Any], breaker: Breaker | None
     ) -> None:
         self.consumer, self.handler, self.work, self.clock = consumer, handler, work, clock
         self.busy = busy  # the loop's busy subscriptions
         self.settling = Settling(consumer, work.policy, breaker, clock, self._wake)
         self.lanes, self.stats = self.settling.lanes, self.settling.stats
-        self.stopping, self.wanted = asyncio.Event(), asyncio.Event()
-        self.slots: set[Slot] = set()
-        self.idle: list[asyncio.Future[None]] = []
-        self.blocked = self.draining = self.breathing = self.paused = self.waking = self.timing = False
+        self.told, self.wanted = asyncio.Event(), asyncio.Event()
+        self.slots, self.idle = set[Slot](), list[asyncio.Future[None]]()
+        self.stopping = self.blocked = self.draining = self.breathing = self.waking = self.timing = False
         self.until, self.limit = 0.0, 1  # when to breathe; so many settled call for a look at what to do with them
-        self.prefetch = self.least = work.concurrency * (handler.limit() if handler.batch else 1)
-        self.most = max(1024, 4 * work.concurrency, self.least)
+        self.prefetch, self.paused = 0, set[str]()  # by whom
+        self.resize(work.concurrency)
 
     # -- life cycle
 
     async def run(self) -> None:
         start = asyncio.get_running_loop().create_task
-        tasks: set[asyncio.Task[Any]] = {start(self._work()) for _ in range(self.work.concurrency)}
-        stop, receive = start(self.stopping.wait()), start(self._receive())
-        others = {receive, start(self.settling.flushing()), start(self._watch())}
-        others.add(start(recover(self.consumer, self.settling)))
+        tasks, told, receive = set[asyncio.Task[Any]](), start(self.told.wait()), start(self._receive())
+        house = self.settling.flushing(), self._watch(), recover(self.consumer, self.settling)
+        others = {receive, *map(start, house)}
         try:
-            while not stop.done():
-                done, _ = await asyncio.wait({*tasks, *others, stop}, return_when=asyncio.FIRST_COMPLETED)
-                for task in done - {stop}:
+            while not self.stopping:
+                tasks |= {start(self._work()) for _ in range(self.concurrency - len(tasks))}
+                done, _ = await asyncio.wait({*tasks, *others, told}, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
                     task.result()
-                    tasks.remove(task)
-                    tasks.add(start(self._work()))
+                tasks -= done
+                if told in done:
+                    self.told.clear()
+                    told = start(self.told.wait())
             await self._drain({*tasks, receive})
         except BaseException:
             self.consumer.stop()
@@ -103,17 +99,27 @@ class Worker:
             raise
         finally:
             self.busy.discard(self)
-            for task in (stop, *others, *tasks):
+            for task in (told, *others, *tasks):
                 task.cancel()
 
     def stop(self) -> None:
         """Drain, then let ``run`` return."""
-        self.stopping.set()
+        self.stopping = True
+        self.told.set()
 
-    def pause(self, paused: bool = True) -> None:
-        """Give back what has not started, and receive nothing more, until ``pause(False)``."""
-        self.paused = paused
+    def pause(self, paused: bool = True, by: str = "") -> None:
+        """Give back what has not started, and receive nothing more, until all who paused it said ``pause(False)``."""
+        (self.paused.add if paused else self.paused.discard)(by)
         self.settling.give_back()
+        self._wake()
+
+    def resize(self, concurrency: int) -> None:
+        """Handle so many at once from now on; what runs is not interrupted."""
+        self.concurrency = concurrency
+        self.least = concurrency * (self.handler.limit() if self.handler.batch else 1)
+        self.most = max(1024, 4 * concurrency, self.least)
+        self.prefetch = max(self.prefetch, self.least)
+        self.told.set()
         self._wake()
 
     async def _drain(self, tasks: set[asyncio.Task[Any]]) -> None:
@@ -145,7 +151,8 @@ class Worker:
         try:
             while not self.draining:
                 if not ready or self.blocked:
-                    await self._rest()
+                    if await self._rest():
+                        break
                     continue
                 now = clock()
                 if now > self.until:
@@ -158,8 +165,7 @@ class Worker:
                 if (risky or not delivery.session.alive) and not self.settling.may_start(delivery):
                     lanes.done(delivery)
                     continue
-                slot.deliveries = (delivery,)
-                slot.since = now
+                slot.deliveries, slot.since = (delivery,), now
                 try:
                     settled.append(Settlement(delivery, ACK, await one(delivery)))  # type: ignore[misc]
                 except (Exception, asyncio.CancelledError) as error:
@@ -190,18 +196,20 @@ class Worker:
             raise error
         return error
 
-    async def _rest(self) -> None:
-        """Nothing to do: what is settled may go, and somebody may come."""
+    async def _rest(self) -> bool:
+        """Nothing to do: what is settled may go, and somebody may come. True: this task is one too many."""
         if self.settling.ready:
             self.settling.flushable.set()
         if self.lanes.suspects:  # one that came up behind a delivery that was lost: nothing is committed for that
             self.settling.suspected.set()
-        if not self.lanes.ready:
-            self.busy.discard(self)
-        self.wanted.set()
-        self.idle.append(turn := asyncio.get_running_loop().create_future())
-        await turn
-        self.waking = False
+        if len(self.slots) <= self.concurrency:
+            if not self.lanes.ready:
+                self.busy.discard(self)
+            self.wanted.set()
+            self.idle.append(turn := asyncio.get_running_loop().create_future())
+            await turn
+            self.waking = False
+        return len(self.slots) > self.concurrency
 
     async def _breathe(self) -> None:
         """Let the loop run others; the other workers of this subscription stay asleep meanwhile."""
@@ -227,13 +235,13 @@ class Worker:
 
     def _wake(self) -> bool:
         """Something changed that may let a worker or the receiver go on; whether deliveries may start."""
-        settling = self.settling
-        self.blocked = self.breathing or self.paused or settling.full or settling.tripped
+        settling, surplus = self.settling, len(self.slots) > self.concurrency
+        self.blocked = self.breathing or bool(self.paused) or surplus or settling.full or settling.tripped
         self.limit = UNFLUSHED - len(settling.committing) if self.timing else 1
         self.wanted.set()
         if self.lanes.suspects:
             settling.suspected.set()
-        if self.idle and not self.waking and not self.blocked:
+        if self.idle and not self.waking and (surplus or not self.blocked):
             self._rouse()
         return not self.paused and not settling.tripped
 

@@ -16,7 +16,7 @@ from tidings.kernel import errors
 from tidings.kernel import transport as spi
 from tidings.kernel.clock import SYSTEM
 from tidings.kernel.message import Message, new_id, seconds
-from tidings.kernel.topics import DEAD, GROUP, REPLY, REQUEST, token, untoken
+from tidings.kernel.topics import DEAD, GROUP, INTERNAL, REPLY, REQUEST, token, untoken
 from tidings.kernel.transport import Event, Failure
 from tidings.transports._points import passed
 from tidings.transports._wire import attributes, stamp
@@ -31,7 +31,7 @@ ROOM = 16 * 1024  # bytes of a message's largest size kept for its headers
 WINDOW, WINDOW_BYTES = 1024, 4 * 1024 * 1024  # published and not yet answered for
 KNOWN = 65_536  # topics
 MARK, DELAY, TICK, SUBJECT = "_tidings.mark.", "_tidings.delay.", "_tidings.tick.", "_tidings.subject."
-OWN = (GROUP + ">", DEAD + ">", MARK + ">", DELAY + ">", TICK + ">", SUBJECT + ">")
+OWN = (GROUP + ">", DEAD + ">", MARK + ">", DELAY + ">", TICK + ">", SUBJECT + ">", INTERNAL + "control.>")
 FULL, TOO_LARGE = (10047, 10077), 10054
 CORE = (REQUEST, REPLY)  # what is never stored
 NATIVE_REPLY = REPLY + "native."  # somebody else's inbox, as one token
