@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[1]
 SCENARIOS = {  # name: module; in the order in which they run
     "imports": "bench.imports",
     "loop": "bench.loop",
+    "middleware": "bench.middleware",
     "sqlite": "bench.sqlite",
     "peers": "bench.beside",
     "engines": "bench.engines",

@@ -6,6 +6,7 @@ get the same outcome everywhere when things fail.
 
 from .app import App
 from .channels import Service, Topic
+from .connect import Client, connect
 from .inject import Depends
 from .kernel.errors import (
     BusError,
@@ -37,6 +38,7 @@ __all__ = [
     "Breaker",
     "BusError",
     "BusFull",
+    "Client",
     "Defer",
     "Delivery",
     "DeliveryError",
@@ -56,6 +58,7 @@ __all__ = [
     "Topic",
     "UsageError",
     "__version__",
+    "connect",
     "token",
     "untoken",
 ]

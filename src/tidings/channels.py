@@ -82,7 +82,7 @@ class Topic(Generic[T]):
         if wrong := values.keys() ^ known.keys():
             name = sorted(wrong)[0]
             said = f"has no capture {name!r}" if name in values else f"needs {name!r}"
-            raise InvalidName(f"{self.template!r} {said}", mend=nearest(name, known))
+            raise InvalidName(f"{self.template!r} {said}", mend=nearest(name, known) or "bind() fills every capture")
         for name, value in values.items():
             if not isinstance(value, str) or not TOKEN.fullmatch(value):
                 raise InvalidName(f"{name}={value!r} is no token", mend=f"tidings.token({value!r})")
@@ -120,6 +120,15 @@ class Service(Generic[Q, R]):
         return f"Service({self.name!r})"
 
 
+def drafted(topic: Any, data: Any, meta: Any) -> Message[Any]:
+    """What ``publish`` was given, as a draft."""
+    if isinstance(topic, Message):
+        return topic
+    if not isinstance(topic, Topic):
+        raise InvalidOption(f"{topic!r:.80} is no topic", mend='publish(Topic("orders.placed", Order), data)')
+    return topic(data, **meta)
+
+
 def draft_fields(meta: Meta) -> dict[str, Any]:
     """A message's fields from what a user said of it, checked."""
     fields: dict[str, Any] = {}
@@ -139,7 +148,7 @@ def draft_fields(meta: Meta) -> dict[str, Any]:
         else:
             raise InvalidOption(f"a message has no option {name!r}", mend=nearest(name, Meta.__annotations__))
     if "delay" in fields and "deliver_at" in fields:
-        raise InvalidOption("delay and at exclude each other")
+        raise InvalidOption("delay and at exclude each other", mend="drop one")
     return fields
 
 
@@ -150,9 +159,11 @@ def _timestamp(value: Any) -> float:
 
 
 def _headers(value: Mapping[str, str]) -> Headers:
+    if not isinstance(value, Mapping):
+        raise InvalidOption(f"headers cannot be {value!r}", mend='headers={"name": "text"}')
     for name, text in value.items():
         if _text("a header's name", name).startswith("tdg"):
-            raise InvalidOption(f"header {name!r} is reserved", why="headers that start with 'tdg' belong to Tidings")
+            raise InvalidOption(f"header {name!r} is reserved", why="'tdg…' belong to Tidings", mend="rename it")
         _text(f"header {name!r}", text)
     return tuple(value.items())
 

@@ -77,6 +77,8 @@ class Router:
 
     def include(self, router: Router) -> None:
         """Take over all handlers of a router."""
+        if not isinstance(router, Router):
+            raise InvalidOption(f"{router!r} is no Router", mend="app.include(module.router)")
         for registration in router.registrations:
             self.add(registration)
 
@@ -208,6 +210,8 @@ def _checked(fn: Any, role: Role, options: dict[str, Any]) -> dict[str, Any]:
             value = tuple(value)
         elif name == "run" and value not in ("loop", "thread", "process"):
             raise InvalidOption(f"run cannot be {value!r}", mend="'loop', 'thread' or 'process'", where=where(fn))
+        elif name == "backoff" and not isinstance(value, Backoff | None):
+            raise InvalidOption(f"backoff cannot be {value!r}", mend="Backoff(attempts=5)", where=where(fn))
         elif name == "group":
             check_topic(value)
         given[name] = value

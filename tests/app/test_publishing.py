@@ -16,7 +16,7 @@ from tests.kernel.rig import until, virtual
 from tidings import App, Backoff, BusFull, Delivery, Message, PublishFailed, Topic
 from tidings.kernel.bus import MARGIN
 from tidings.kernel.clock import current_clock
-from tidings.kernel.errors import TooLarge, Unsupported
+from tidings.kernel.errors import InvalidOption, TooLarge, Unsupported
 from tidings.transports.memory import MAX_PAYLOAD, Memory
 
 
@@ -106,6 +106,14 @@ async def test_what_expires_is_not_handled() -> None:
 
 
 @virtual
+async def test_what_is_no_topic_is_told() -> None:
+    app = App("shop", "memory://")
+    async with app.connect():
+        with pytest.raises(InvalidOption, match=r"'orders\.placed' is no topic") as caught:
+            await app.publish("orders.placed", {"id": 1})  # type: ignore[call-overload]
+    assert 'Topic("orders.placed", Order)' in caught.value.mend
+
+
 async def test_many_at_once_over_several_buses() -> None:
     a = app(devices="memory://")
     near, far = listen(a, local, "near"), listen(a, remote, "far")

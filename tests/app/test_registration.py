@@ -98,6 +98,9 @@ REFUSED: list[tuple[str, Callable[[], object], type[TidingsError], str, str]] = 
     ("bad concurrency", on(placed, bill, concurrency=0), InvalidOption, "concurrency cannot be 0", "at least 1"),
     ("bad batch", on(placed, bill, batch="9"), InvalidOption, "batch cannot be", "at least 1"),
     ("bad timeout", on(placed, bill, timeout="soon"), InvalidOption, "timeout cannot be 'soon'", "250ms"),
+    ("bad backoff", on(placed, bill, backoff=5), InvalidOption, "backoff cannot be 5", "Backoff(attempts=5)"),
+    ("no router", lambda: app().include(5), InvalidOption, "5 is no Router", "app.include"),  # type: ignore[arg-type]
+    ("no headers", lambda: placed(Order("A1"), headers=[]), InvalidOption, "headers cannot be []", "headers={"),  # type: ignore[arg-type]
     ("bad start", on(placed, bill, start="last"), InvalidOption, "start cannot be 'last'", "'first'"),
     ("naive start", on(placed, bill, start=datetime(2026, 1, 1)), InvalidOption, "start", "time zone"),
     ("bad group", on(placed, bill, group="a b"), InvalidName, "'a b'", "a%20b"),

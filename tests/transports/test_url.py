@@ -65,13 +65,21 @@ def test_bad_options_are_named(query: dict[str, str], says: str) -> None:
 def test_a_password_is_not_shown() -> None:
     assert shown("amqp://shop:secret@h:1/v?a=b@c") == "amqp://shop@h:1/v?a=b@c"
     assert shown("amqp://h/v") == "amqp://h/v"
+    assert shown("nats+tls://token@h,i:1") == "nats+tls://***@h,i:1"
+    assert shown("nats://shop:secret@h") == "nats://shop@h"
     assert shown("redis://h?sentinel_password=secret&db=1") == "redis://h?sentinel_password=***&db=1"
 
 
-def test_one_that_is_not_encoded_is_not_shown_either() -> None:
+@pytest.mark.parametrize("mark", "/?#[")
+def test_one_that_is_not_encoded_is_not_shown_either(mark: str) -> None:
     with pytest.raises(InvalidURL, match="percent-encode") as refused:
-        locate("kafka://shop:sec/ret@h:1", 9092)
+        locate(f"kafka://shop:sec{mark}ret@h:1", 9092)
     assert "sec" not in str(refused.value)
+
+
+def test_half_an_address() -> None:
+    with pytest.raises(InvalidURL, match=r"an IPv6 address is \[::1\]"):
+        locate("nats://[::1", 4222)
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "nats", "amqp", "redis", "kafka"])

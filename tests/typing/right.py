@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypedDict, assert_type
 
-from tidings import App, Backoff, Depends, Message, Router, Service, Topic, token
+from tidings import App, Backoff, Client, Depends, Message, Router, Service, Topic, connect, token
 
 
 @dataclass
@@ -210,3 +210,17 @@ async def main() -> None:
     async with app.connect() as connected:
         assert_type(connected, App)
     await inject(Order("1"), placed(Order("1")), app, Db())
+
+
+def script() -> None:
+    with connect("sqlite:///x", name="web") as bus:
+        assert_type(bus, Client)
+        bus.publish(placed, Order("1"), key="1", delay="10m")
+        bus.publish(placed(Order("1")))
+        bus.publish_many([placed(Order("1")), invoiced(Invoice(1))])
+        assert_type(bus.request(prices, Quote("x"), timeout="2s"), Price)
+        assert_type(bus.request("prices.quote", Quote("x"), Price), Price)
+        for p in bus.request_stream(prices, Quote("x")):
+            assert_type(p, Price)
+    connect(app).close()
+    assert_type(connect(), Client)

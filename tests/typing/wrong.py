@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from right import Invoice, Order, Price, Quote, app, bill, either, invoiced, placed, prices
 
-from tidings import Message
+from tidings import Message, connect
 
 
 @app.on(placed)  # wrong: wrong payload
@@ -107,3 +107,12 @@ async def b27() -> None: ...
 
 @app.on(placed, backoff=3)  # wrong: not a Backoff
 async def b28(order: Order) -> None: ...
+
+
+def script() -> None:
+    bus = connect("sqlite:///x")
+    bus.publish(placed, Invoice(1))  # wrong
+    bus.publish(placed, Order("1"), kee="x")  # wrong: misspelt option
+    bus.request(prices, Order("1"))  # wrong
+    _: Order = bus.request(prices, Quote("x"))  # wrong
+    connect(3)  # wrong: no bus

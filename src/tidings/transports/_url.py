@@ -32,11 +32,17 @@ def locate(url: str, port: int) -> Location:
 
     Raises ``InvalidURL``, which never shows the password.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # which may quote the password
+        mend = "percent-encode it: %5B, %5D; an IPv6 address is [::1]"
+        raise InvalidURL(
+            "the user, the password or the host has a [ or ] in it, or what no URL has", mend=mend
+        ) from None
     login, at, places = parts.netloc.rpartition("@")
     user, _, password = login.partition(":")
-    if not at and "@" in url.partition("?")[0]:
-        raise InvalidURL("the user or the password has a / or # in it", mend="percent-encode it: %2F, %23")
+    if not at and ("@" in url.partition("?")[0] or "@" in parts.query.partition("=")[0]):
+        raise InvalidURL("the user or the password has a /, ? or # in it", mend="percent-encode it: %2F, %3F, %23")
     hosts = tuple(_host(place, port, parts.scheme) for place in places.split(",") if place)
     if at and not user and not password:
         raise InvalidURL(f"{shown(url)!r} has an @ and no user", mend="scheme://user:password@host")
@@ -54,12 +60,15 @@ def _host(place: str, port: int, scheme: str) -> tuple[str, int]:
 
 
 def shown(url: str) -> str:
-    """A URL as it may be logged: without its password."""
+    """A URL as it may be logged: without its password, and without a token that stands for one."""
     place, mark, query = url.partition("?")
     before, at, after = place.rpartition("@")
     scheme, separator, login = before.partition("://")
     query = re.sub(r"(?i)((?:^|&)[^=&]*(?:password|token)[^=&]*=)[^&]*", r"\1***", query)
-    return f"{scheme}{separator}{login.partition(':')[0]}{at}{after}{mark}{query}"
+    user, colon, _ = login.partition(":")
+    if scheme.startswith("nats") and at and not colon:  # a user alone is a token
+        user = "***"
+    return f"{scheme}{separator}{user}{at}{after}{mark}{query}"
 
 
 def hidden(options: Struct) -> str:
@@ -99,4 +108,4 @@ def _value(name: str, text: str, hint: Any) -> Any:
     try:
         return msgspec.convert(text, hint, strict=False)
     except msgspec.ValidationError as error:
-        raise InvalidOption(f"{name} cannot be {text!r}", why=str(error)) from None
+        raise InvalidOption(f"{name} cannot be {text!r}", why=str(error), mend=f"{name}=…, as its type says") from None

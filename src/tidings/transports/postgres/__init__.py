@@ -69,7 +69,7 @@ class Postgres(Struct, frozen=True, kw_only=True):
             raise InvalidOption("lease and poll cannot be 0", mend='durations like "30s"')
         seconds(self.publish_wait, "publish_wait"), seconds(self.retain, "retain")
         if self.connections < 2 or self.segment_rows < 1:
-            raise InvalidOption("connections are at least 2, segment_rows at least 1")
+            raise InvalidOption("connections are at least 2, segment_rows at least 1", mend="raise it, or leave it out")
 
     @property
     def lease_seconds(self) -> float:

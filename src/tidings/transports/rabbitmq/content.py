@@ -49,7 +49,7 @@ def properties(message: Message[Any], told: Mapping[str, str], extra: Headers = 
     headers = [(PREFIX + name, value) for name, value in told.items()]
     for name, value in message.headers or ():
         if name in MEANT:
-            raise errors.InvalidOption(f"no header can be called {name!r}", why="RabbitMQ routes by it")
+            raise errors.InvalidOption(f"no header can be called {name!r}", why="RabbitMQ routes by it", mend="rename")
         headers.append((name, value))
     headers += extra
     id = id or (message.id if len(message.id) <= 60 else "")
@@ -59,7 +59,8 @@ def properties(message: Message[Any], told: Mapping[str, str], extra: Headers = 
     try:
         return encoded(message.content_type, headers, id, message.time, message.priority, expiration)
     except OverflowError:
-        raise errors.InvalidOption("a header's name or the content type is longer than 255 bytes") from None
+        what = "a header's name or the content type is longer than 255 bytes"
+        raise errors.InvalidOption(what, mend="shorten it") from None
 
 
 def opened(content: Content, topic: str = "") -> tuple[Message[Any], dict[str, str]]:

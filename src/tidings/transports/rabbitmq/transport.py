@@ -158,7 +158,7 @@ class RabbitMQTransport:
             raise errors.TooLarge(what, mend="store it elsewhere and send a link, or raise max_payload=")
         key = item.to or message.address or message.topic
         if len(key) > 255:
-            raise errors.InvalidName(f"{key!r} is too long", why="RabbitMQ's routing keys have 255 bytes")
+            raise errors.InvalidName(f"{key!r} has more than RabbitMQ's 255 bytes", mend="shorten it")
         told = attributes(message) if item.counted is None else copied(message, *item.counted)
         if not units:
             exchange = self.reserved if key[0] == "_" else self.exchange

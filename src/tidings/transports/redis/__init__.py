@@ -72,7 +72,7 @@ class Redis(Struct, frozen=True, kw_only=True):
         if self.lease_seconds <= 0:
             raise InvalidOption("lease cannot be 0", mend='a duration like "30s"')
         if self.topics < 1 or self.replicas < 0:
-            raise InvalidOption("topics is at least 1, replicas at least 0")
+            raise InvalidOption("topics is at least 1, replicas at least 0", mend="raise it, or leave it out")
         size(self.max_size)
         self.own_keys()
 

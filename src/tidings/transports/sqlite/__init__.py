@@ -77,6 +77,9 @@ class SQLite(Struct, frozen=True, kw_only=True):
             raise InvalidOption(f"sync cannot be {self.sync!r}", mend="full (survives power loss) or normal")
         if self.lease_seconds <= 0 or seconds(self.retain, "retain") < 0:
             raise InvalidOption("lease cannot be 0", mend='a duration like "30s"')
+        for name in ("segment_rows", "segment_bytes"):
+            if not isinstance(value := getattr(self, name), int | None) or value == 0:
+                raise InvalidOption(f"{name} cannot be {value!r}", mend="a number, at least 1")
         size(self.max_size)
 
     @property
