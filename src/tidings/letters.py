@@ -23,7 +23,9 @@ def revived(letter: Message[Any], group: str) -> Message[Any]:
 
 
 class DeadLetter(Struct, frozen=True):
-    """A dead letter as listed: its position, its message with our headers, and whether it was ``"replayed"``."""
+    """A dead letter as listed: its position, its message with our headers, and what became of it: ``"replayed"``,
+    ``"edited"``, ``"purged"``, or nothing yet.
+    """
 
     position: int
     message: Message[Any]
@@ -39,7 +41,7 @@ class DeadLetter(Struct, frozen=True):
 
 
 def marker(letter: DeadLetter, group: str, mark: str) -> Message[Any]:
-    """Says that a dead letter was replayed or purged; nothing is rewritten."""
+    """Says that a dead letter was replayed, edited or purged; nothing is rewritten."""
     headers = (("tdggroup", group), ("tdgmark", mark), ("tdgmarks", str(letter.position)))
     return Message(letter.message.topic, body=b"", headers=headers, address=DEAD + group)
 

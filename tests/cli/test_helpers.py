@@ -11,9 +11,11 @@ import pytest
 
 from tidings.cli import main, show
 from tidings.cli._bus import Source
+from tidings.cli._findings import size
 from tidings.cli._input import Body, body_of
+from tidings.cli._probe import _wrong
 from tidings.cli.publish import headers_of
-from tidings.kernel.errors import BusFull, PayloadRefused, PublishFailed, TidingsError
+from tidings.kernel.errors import BusError, BusFull, PayloadRefused, PublishFailed, TidingsError
 from tidings.kernel.message import Message
 
 
@@ -52,12 +54,37 @@ def test_ago(seconds: float, text: str) -> None:
     assert show.ago(time.time() - seconds - 0.01) == text
 
 
-def test_password_is_hidden() -> None:
-    from tidings.cli._bus import _without_password
+@pytest.mark.parametrize(
+    "url",
+    [
+        "nats://me:s3cr3t@host:4222",
+        "nats://s3cr3t@host",
+        "redis+sentinel://host/main?sentinel_password=s3cr3t",
+        "postgresql://host/shop?sslpassword=s3cr3t",
+    ],
+)
+def test_secrets_are_hidden(url: str) -> None:
+    told = str(Source(url, ""))
+    assert "host" in told
+    assert "s3cr3t" not in told
 
-    assert _without_password("nats://me:secret@host:4222/x") == "nats://me:***@host:4222/x"
-    assert _without_password("nats://host") == "nats://host"
+
+def test_a_bus_as_it_is_shown() -> None:
+    assert str(Source("nats://host", "")) == "nats://host"
     assert str(Source("sqlite:////tmp/a.db?lease=1s", "")) == "sqlite:////tmp/a.db"
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(2**24, "16 MiB"), (1008 * 2**10, "1008 KiB"), (999, "999 bytes"), (1.5 * 2**40, "1.5 TiB")]
+)
+def test_size(count: float, text: str) -> None:
+    assert size(count) == text
+
+
+def test_an_error_that_sends_to_doctor_does_not_within_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TIDINGS_DEBUG", raising=False)
+    assert _wrong("answers", BusError("it broke")).mend == "`tidings explain TDG-E020`"
+    assert _wrong("answers", BusError("it broke", mend="mend it")).mend == "mend it"
 
 
 @pytest.mark.parametrize(

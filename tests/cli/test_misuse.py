@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 
 import pytest
 
-from .conftest import Shell
+from .conftest import SCRIPT, Shell
 
 SHAPE = re.compile(r"TDG-E\d{3}: [^\n]+\n(  (where|why|mend): +[^\n]+\n)*")
 
@@ -97,6 +98,20 @@ def test_bad_bus(shell: Shell) -> None:
     assert wrong == []
 
 
+def test_an_empty_url(shell: Shell) -> None:
+    assert "TDG-E002: --url is empty" in shell("groups", "--url", "", code=2).err
+
+
+@pytest.mark.parametrize("line", ["groups", "groups --url sqlite:///x.db", "run shop", "peek a"])
+def test_a_folder_that_was_deleted(nowhere: Shell, line: str) -> None:
+    gone = nowhere.folder / "gone"
+    gone.mkdir()
+    deleted = ["sh", "-c", f"rmdir {gone}; exec {SCRIPT} {line}"]
+    done = subprocess.run(deleted, cwd=gone, env=nowhere.env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "TDG-E002: the working directory was deleted\n  mend:  cd to one that exists\n"
+
+
 def test_no_bus(nowhere: Shell) -> None:
     refused = nowhere("groups", code=2).err
     assert all(name in refused for name in ("--url", "TIDINGS_URL", "[tool.tidings] url"))
@@ -116,11 +131,19 @@ def test_errors_are_red_on_a_terminal_only(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", ["x[", "[tool.tidings]\nurl = 3\n", '[tool.tidings]\nurl = "sqlit:///x"\n'], ids=["toml", "type", "url"]
+    "content",
+    ["x[", "tool = 3\n", "[tool]\ntidings = 3\n", "[tool.tidings]\nurl = 3\n", '[tool.tidings]\nurl = "sqlit:///x"\n'],
+    ids=["toml", "tool", "table", "type", "url"],
 )
 def test_bad_project(nowhere: Shell, content: str) -> None:
     project = nowhere.write("pyproject.toml", content)
     assert str(project) in nowhere("groups", code=2).err
+
+
+def test_a_project_is_read_as_utf8(nowhere: Shell) -> None:
+    nowhere.env |= {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    (nowhere.folder / "pyproject.toml").write_text('[tool.tidings]\nurl = "sqlite:///b.db"  # für\n', encoding="utf-8")
+    assert "b.db" in nowhere("groups", code=3).err
 
 
 def test_a_projects_file_is_the_same_from_every_folder(nowhere: Shell) -> None:

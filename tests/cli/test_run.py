@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 
 import pytest
 
@@ -192,3 +193,15 @@ def test_a_dependency_that_fails_at_the_start(nowhere: Shell) -> None:
     assert "OSError: no db\nrunning shop failed" in failed
     assert failed.index("in connect") < failed.index("OSError")
     assert "tidings/app.py" not in failed
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_it_connects(nowhere: Shell, number: signal.Signals) -> None:
+    """To a server that takes the connection and says nothing."""
+    nowhere.write("shop.py", SHOP)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        running = nowhere.start("run", "shop", "--url", f"nats://127.0.0.1:{server.getsockname()[1]}")
+        connection, _ = server.accept()
+        with connection:
+            assert running.end(number) == 0
+    assert running.lines == ["shop stopped before it was connected\n"]

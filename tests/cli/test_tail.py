@@ -83,3 +83,36 @@ def test_reader_leaves(shell: Shell, published: int) -> None:
         process.stdout.close()
         assert process.wait(30) == 0
         assert "rror" not in process.stderr.read()
+
+
+def test_filters(shell: Shell) -> None:
+    bodies = ['{"total": 5, "who": {"name": "Ann"}}', '{"total": 50, "who": {"name": "Bob"}}', "plain text"]
+    for number, body in enumerate(bodies):
+        shell("publish", "a", body, "--key", f"k{number}", "--header", f"n={number}")
+
+    def shown(*words: str) -> list[str]:
+        found = shell("tail", "a", "--since", "first", "--limit", "1", "--json", *words).out.splitlines()
+        return [json.loads(line)["partitionkey"] for line in found]
+
+    assert shown("--key", "k1") == ["k1"]
+    assert shown("--header", "n=2") == ["k2"]
+    assert shown("--where", "who.name=Bob") == ["k1"]
+    assert shown("--where", "total>=1", "--where", "who.name!=Ann") == ["k1"]
+    assert shown("--grep", "lain") == ["k2"]
+
+
+def test_filters_of_what_comes(shell: Shell) -> None:
+    shell("publish", "a", "0")
+    tail = shell.start("tail", "a", "--where", "n=3", "--limit", "2", "--json")
+    tail.until("following a")
+    shell("publish", "a", "--lines", input='{"n": 3}\n{"n": 4}\nx\n{"n": 3, "m": 1}\n')
+    assert [json.loads(tail.until("data"))["data"] for _ in range(2)] == [{"n": 3}, {"n": 3, "m": 1}]
+    assert tail.process.wait(30) == 0
+
+
+def test_long_bodies_are_indented_on_a_terminal(shell: Shell) -> None:
+    shell("publish", "a", '{"n": 1}')
+    shell("publish", "a", '{"n": 2, "text": "' + "x" * 150 + '"}')
+    first, *second = shell.on_terminal("tail", "a", "--since", "first", "--limit", "2").out.splitlines()
+    assert first.endswith('{"n":1}')
+    assert second[1:3] == ["    {", '      "n": 2,']

@@ -11,7 +11,7 @@ Exit codes:
 1     failure: the user's module raised, something unexpected, something half done
 2     usage: an option, name, payload, module, app, group or dead letter is wrong
 3     the bus: no such file, unreachable, full, damaged, busy
-4     a request brought no reply: nobody answers, too late, or an error as answer
+4     a request or an order brought no reply: nobody answers, too late, or an error
 130   interrupted
 ====  ==============================================================================
 
@@ -25,7 +25,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tidings.kernel.errors import BusError, PublishFailed, RequestError, TidingsError, UsageError
+from tidings.kernel.errors import BusError, InvalidOption, PublishFailed, RequestError, TidingsError, UsageError
 
 if TYPE_CHECKING:
     import cyclopts
@@ -35,16 +35,34 @@ __all__ = ["main"]
 OK, FAILED, USAGE, BUS, NO_REPLY, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 STDIN = "\0"  # no argument of a process can be this
-BEFORE_STDIN = ("--file", "--lines", "--text", "--json", "--stream")
+BEFORE_STDIN = ("--file", "--lines", "--text", "--json", "--stream", "--sort", "--skip-bad", "--dry-run")
 
 VERBS = {
     "run": ("run:run", "Run an app: its handlers, until SIGTERM or Ctrl-C."),
+    "dev": ("dev:dev", "Run an app while you write it: starts anew on a change."),
+    "new": ("new:new", "Make a small project that runs, tests and deploys."),
     "publish": ("publish:publish", "Publish a message, or one for each line."),
     "request": ("request:request", "Ask a service, and print its reply."),
     "tail": ("tail:tail", "Print messages as they come."),
-    "groups": ("groups:app", "Groups: who waits for how much; rename, drop."),
-    "dead": ("dead:app", "Dead letters: list, show, replay."),
+    "topics": ("topics:topics", "Topics: what is retained of them, and who reads them."),
+    "replay": ("replay:replay", "Publish files, or what a bus retains, in time order at any speed."),
+    "groups": ("groups:app", "Groups: who waits for how much; rename, retire, drop."),
+    "peek": ("peek:peek", "Show retained messages; nobody is disturbed."),
+    "find": ("find:find", "Find retained messages by id, key, header or text."),
+    "trace": ("trace:trace", "Show the path of a message through handlers and topics."),
+    "pause": ("control:pause", "Let a group start nothing, in every process."),
+    "resume": ("control:resume", "Let a paused group go on."),
+    "concurrency": ("control:concurrency", "Set how much a group handles at once."),
+    "dead": ("dead:app", "Dead letters: list, show, edit, replay, purge."),
+    "purge": ("purge:purge", "Let a group skip what waits for it."),
+    "backup": ("backup:backup", "Copy a SQLite bus while it is in use."),
+    "restore": ("backup:restore", "Make a SQLite bus of a backup."),
+    "capabilities": ("capabilities:capabilities", "What a bus can do."),
+    "doctor": ("doctor:doctor", "Examine machine, Python, bus and clock: what is wrong, how to mend it."),
+    "explain": ("explain:explain", "Explain an error by its code or name."),
     "bench": ("bench:bench", "Measure how fast a bus is here."),
+    "asyncapi": ("asyncapi:asyncapi", "Describe an app: an AsyncAPI 3.1 document."),
+    "topology": ("topology:topology", "Show what calls what in an app: Mermaid, SVG."),
     "demo": ("demo:demo", "Watch a small fleet survive what is done to it."),
 }
 
@@ -126,37 +144,53 @@ def _report(error: Exception, words: list[str]) -> int:
     as_json = "--json" in words
     if os.environ.get("TIDINGS_DEBUG"):
         show.traceback_of(error)
-    if isinstance(error, TidingsError):
-        show.error(error, as_json)
-        return _exit_code(error)
     if isinstance(error, show.UserCodeFailed):
         show.user_code_failed(error, as_json)
         return FAILED
     if "cyclopts" in sys.modules and isinstance(error, sys.modules["cyclopts"].CycloptsError):
         show.error(_misused(error), as_json)
         return USAGE
+    shaped = in_our_shape(error)
+    show.error(shaped, as_json)
+    return exit_code(type(shaped))
+
+
+def in_our_shape(error: Exception) -> TidingsError:
+    """An error of ours as it is; what nobody expected, on one line."""
+    if isinstance(error, TidingsError):
+        return error
+    if isinstance(error, FileNotFoundError) and not _somewhere():
+        return InvalidOption("the working directory was deleted", mend="cd to one that exists")
     what = f"{type(error).__name__}: {error}".strip().removesuffix(":").partition("\n")[0]
-    show.error(TidingsError(what, mend="run again with TIDINGS_DEBUG=1 for the traceback"), as_json)
-    return FAILED
+    return TidingsError(what, mend="run again with TIDINGS_DEBUG=1 for the traceback")
 
 
-def _exit_code(error: TidingsError) -> int:
-    if isinstance(error, PublishFailed):
+def _somewhere() -> bool:
+    """Whether the working directory still is."""
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
+
+
+def exit_code(error: type[TidingsError]) -> int:
+    """With what a command ends that raises such an error."""
+    if issubclass(error, PublishFailed):
         return FAILED
     kinds: list[tuple[type[TidingsError], int]] = [(UsageError, USAGE), (BusError, BUS), (RequestError, NO_REPLY)]
-    return next((code for kind, code in kinds if isinstance(error, kind)), FAILED)
+    return next((code for kind, code in kinds if issubclass(error, kind)), FAILED)
 
 
 def _misused(error: cyclopts.CycloptsError) -> TidingsError:
     """What the parser refused, in our shape: with the nearest name, and where to read on."""
-    from tidings.kernel.errors import InvalidOption, nearest
+    from tidings.kernel.errors import nearest
 
     chain = list(error.command_chain or ())
     unused = list(error.unused_tokens or ())
     what, found, guess = str(error).partition(" Did you mean ")
     guess = f"did you mean {guess.partition('?')[0]}? " if found else ""
     if type(error).__name__ == "UnusedCliTokensError" and error.app is not None:
-        commands = {"groups": ["rename", "drop"]}.get(chain[0] if chain else "", [])
+        commands = {"groups": ["rename", "retire", "drop"]}.get(chain[0] if chain else "", [])
         given = [word for word in error.root_input_tokens or () if word not in chain]
         guess = next((f"{close} " for word in given if (close := nearest(word, commands))), "")
         what = f"too many arguments: {' '.join(unused)}"

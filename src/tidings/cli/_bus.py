@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
 
 from tidings import App
 from tidings.kernel.errors import BusUnavailable, InvalidOption, InvalidURL, Unsupported, nearest
 from tidings.kernel.transport import Inspectable, Manageable, Options, Stored, Transport
+from tidings.transports._url import shown
 from tidings.urls import options_for
 
 PAGE = 1_000
@@ -35,11 +35,11 @@ class Source(NamedTuple):
             raise
 
     def __str__(self) -> str:
-        """The bus as it is shown: files absolute, passwords hidden."""
+        """The bus as it is shown: files absolute, passwords and tokens hidden."""
         file = file_of(self.options())
         if file is not None:
             return f"sqlite:///{file}"
-        return _without_password(self.url) if isinstance(self.url, str) else type(self.url).__name__
+        return shown(self.url) if isinstance(self.url, str) else type(self.url).__name__
 
 
 def file_of(options: Options) -> Path | None:
@@ -49,20 +49,21 @@ def file_of(options: Options) -> Path | None:
     return options.file() if isinstance(options, SQLite) else None
 
 
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    if not parts.password:
-        return url
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{parts.netloc.rpartition('@')[2]}"))
+def is_memory(options: Options) -> bool:
+    """Whether only the process that opens the bus can reach it; told without the import, which takes longer."""
+    return type(options).__module__ == "tidings.transports.memory"
 
 
 def configured(given: str | None) -> Source | None:
     """The bus that ``--url``, TIDINGS_URL or the nearest pyproject.toml names, in this order."""
-    if given:
+    if given == "":
+        raise InvalidOption("--url is empty", mend="--url sqlite:///shop.db, or leave it out")
+    if given is not None:
         return Source(given, "--url")
     if url := os.environ.get("TIDINGS_URL"):
         return Source(url, "TIDINGS_URL")
-    return _from_project(Path.cwd())
+    project = project_file(Path.cwd())
+    return _project_url(project) if project else None
 
 
 def find_source(given: str | None) -> Source:
@@ -77,22 +78,25 @@ def find_source(given: str | None) -> Source:
     return found
 
 
-def _from_project(folder: Path) -> Source | None:
-    for parent in (folder, *folder.parents):
-        project = parent / "pyproject.toml"
-        if project.is_file():
-            return _project_url(project)
-    return None
+def project_file(folder: Path) -> Path | None:
+    """The nearest pyproject.toml, in a folder or above it; what this user may not look into has none."""
+    files = (parent / "pyproject.toml" for parent in (folder, *folder.parents))
+    return next((file for file in files if os.path.isfile(file)), None)
 
 
 def _project_url(project: Path) -> Source | None:
     """Its ``[tool.tidings] url``; a relative file is relative to the project, not to where one happens to stand."""
     try:
-        settings: Any = tomllib.loads(project.read_text())
+        settings: Any = tomllib.loads(project.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         mend = "mend it, or give --url or TIDINGS_URL"
         raise InvalidOption(f"{project} cannot be read", why=str(error), mend=mend) from None
-    url = settings.get("tool", {}).get("tidings", {}).get("url")
+    ours = settings
+    for name in ("tool", "tidings"):
+        ours = ours.get(name, {})
+        if not isinstance(ours, dict):
+            raise InvalidOption(f"{name} of {project} is no table", mend='[tool.tidings], and below it url = "…"')
+    url = ours.get("url")
     if url is None:
         return None
     if not isinstance(url, str):
@@ -117,7 +121,7 @@ async def opened(source: Source, *, create: bool = False) -> AsyncIterator[App]:
 
 
 def _refuse_what_nobody_shares(source: Source, options: Options) -> None:
-    if type(options).__module__ == "tidings.transports.memory":  # whose import takes longer than this verb
+    if is_memory(options):
         raise Unsupported(
             f"{source.url if isinstance(source.url, str) else 'memory://'} cannot be reached from another process",
             why="a memory bus lives and dies with the process that opened it",
@@ -127,8 +131,14 @@ def _refuse_what_nobody_shares(source: Source, options: Options) -> None:
 
 def _refuse_missing(options: Options) -> None:
     file = file_of(options)
-    if file is None or file.exists():
+    if file is None:
         return
+    try:
+        if file.exists():
+            return
+    except PermissionError as error:
+        mend = f"give this user the right to enter {file.parent}"
+        raise BusUnavailable(f"{file} cannot be looked at", why=str(error), mend=mend) from error
     known = sorted(path.name for path in file.parent.glob("*.db")) if file.parent.is_dir() else []
     if not file.parent.is_dir():
         why = f"there is no folder {file.parent}"

@@ -12,56 +12,45 @@ from msgspec.structs import replace
 
 from tidings import App, Message
 from tidings.kernel.dead import original_headers
-from tidings.kernel.errors import InvalidOption, NotFound, nearest
-from tidings.kernel.topics import DEAD, check_topic
+from tidings.kernel.errors import NotFound, PublishFailed, nearest
 from tidings.kernel.transport import Inspectable
-from tidings.letters import DeadLetter, fold, marker, revived
+from tidings.letters import DeadLetter, marker, revived
 
 from . import show
-from ._bus import Source, find_source, inspectable, opened, retained
-from ._options import DryRun, Json, Url, flag
-from .groups import unknown
+from ._asking import agreed
+from ._bus import Source, find_source, inspectable, opened
+from ._editing import edited
+from ._letters import (
+    Filter,
+    check_chosen,
+    chosen,
+    detail_of,
+    died_at,
+    filtered,
+    fingerprint,
+    group_of,
+    kind_of,
+    named,
+    place_of,
+    summary,
+)
+from ._options import DryRun, Json, Url, Yes, flag
+from ._progress import Progress
 
-app = cyclopts.App(name="dead", help="Dead letters: list, show, replay.")
+app = cyclopts.App(name="dead", help="Dead letters: list, show, edit, replay, purge.")
 
 BATCH = 500
 
 Group = Annotated[str | None, Parameter(name="--group", help="Only those of this group.")]
-
-
-def checked(group: str | None) -> str | None:
-    """A group's name, if it can be one."""
-    return group if group is None else check_topic(group)
-
-
-def group_of(letter: DeadLetter) -> str:
-    """The group that failed."""
-    return letter.message.header("tdggroup") or letter.message.destination.removeprefix(DEAD)
-
-
-def kind_of(letter: DeadLetter) -> str:
-    """What it died of, in a word: the exception's type, or else the reason."""
-    return letter.error or letter.reason
-
-
-def detail_of(letter: DeadLetter) -> str:
-    """The text of its exception, without the type."""
-    return letter.message.header("tdgdetail").removeprefix(f"{letter.error}: ")
-
-
-def died_at(letter: DeadLetter) -> float:
-    try:
-        return float(letter.message.header("tdgdeadat"))
-    except ValueError:
-        return letter.message.time
-
-
-async def letters_of(bus: Inspectable, group: str | None) -> list[DeadLetter]:
-    """All dead letters, or those of one group, oldest first. Raises ``NotFound`` for a group nobody ever heard of."""
-    found = fold([stored async for stored in retained(bus, DEAD + (group or ">"))])
-    if group is not None and not found and not await bus.groups(group):
-        raise await unknown(bus, group)
-    return found
+Error = Annotated[str | None, Parameter(name="--error", help="Only those with this type of error, or this reason.")]
+Fingerprint = Annotated[
+    str | None, Parameter(name="--fingerprint", help="Only those that died of the same: `dead ls` shows it.")
+]
+Since = Annotated[
+    str | None,
+    Parameter(name="--since", help="Only those that died since then: -1h, or a time.", allow_leading_hyphen=True),
+]
+To = Annotated[str | None, Parameter(name="--to", help="To this group instead: the one that failed was renamed.")]
 
 
 # -- ls
@@ -72,83 +61,67 @@ def ls(
     group: Annotated[str | None, Parameter(help="Only those of this group.")] = None,
     /,
     *,
+    error: Error = None,
+    fingerprint: Fingerprint = None,
+    since: Since = None,
     all: Annotated[bool, flag("List each, also those that were replayed.")] = False,
     url: Url = None,
     json: Json = False,
 ) -> None:
-    """List dead letters: for each group and error how many, the newest, and one as an example."""
-    found = asyncio.run(_load(find_source(url), checked(group)))
+    """List dead letters by what they died of: how many, the first, the last, and one as an example.
+
+    Those with one fingerprint failed in the same group, at the same line of your code, with the same type of error.
+    """
+    found = asyncio.run(_load(find_source(url), filtered(group, error, fingerprint, since)))
     if json:
-        show.document([summary(letter) for letter in found] if all else _counted(found))
+        show.document([summary(letter) for letter in found] if all else [_counted(pile) for pile in _piles(found)])
     elif not found:
         show.note("no dead letters")
     elif all:
         _list_each(found)
     else:
-        _list_counted(found)
+        columns = ("fingerprint", "group", "error", "where", "dead", "replayed", "first", "last", "example")
+        show.table(columns, [_row(pile) for pile in _piles(found)], right=("dead", "replayed"))
 
 
-async def _load(source: Source, group: str | None) -> list[DeadLetter]:
+async def _load(source: Source, filter: Filter) -> list[DeadLetter]:
     async with opened(source) as opened_app:
-        return await letters_of(inspectable(opened_app.bus()), group)
+        return await filter.letters(inspectable(opened_app.bus()))
 
 
-def summary(letter: DeadLetter) -> dict[str, Any]:
-    """A dead letter in a list."""
+def _piles(letters: Sequence[DeadLetter]) -> list[list[DeadLetter]]:
+    """Those of one fingerprint together, from the first to die to the last; the latest pile last."""
+    piles: dict[str, list[DeadLetter]] = {}
+    for letter in sorted(letters, key=died_at):
+        piles.setdefault(fingerprint(letter), []).append(letter)
+    return sorted(piles.values(), key=lambda pile: died_at(pile[-1]))
+
+
+def _counted(pile: Sequence[DeadLetter]) -> dict[str, Any]:
+    waiting = [letter for letter in pile if not letter.mark]
+    example = (waiting or pile)[-1]
     return {
-        "position": letter.position,
-        "id": letter.message.id,
-        "group": group_of(letter),
-        "topic": letter.message.topic,
-        "key": letter.message.key,
-        "reason": letter.reason,
-        "error": letter.error,
-        "detail": detail_of(letter),
-        "died": show.stamp(died_at(letter)),
-        "mark": letter.mark,
+        "fingerprint": fingerprint(example),
+        "group": group_of(example),
+        "error": kind_of(example),
+        "reason": example.reason,
+        "place": place_of(example)[0],
+        "dead": len(waiting),
+        "replayed": len(pile) - len(waiting),
+        "first": show.stamp(died_at(pile[0])),
+        "last": show.stamp(died_at(pile[-1])),
+        "example": example.message.id,
+        "position": example.position,
+        "detail": detail_of(example),
     }
 
 
-def _counted(letters: Sequence[DeadLetter]) -> list[dict[str, Any]]:
-    piles: dict[tuple[str, str], list[DeadLetter]] = {}
-    for letter in letters:
-        piles.setdefault((group_of(letter), kind_of(letter)), []).append(letter)
-    counted = []
-    for (group, kind), pile in sorted(piles.items()):
-        waiting = [letter for letter in pile if not letter.mark]
-        newest = max(waiting or pile, key=died_at)
-        counted.append(
-            {
-                "group": group,
-                "error": kind,
-                "reason": newest.reason,
-                "dead": len(waiting),
-                "replayed": len(pile) - len(waiting),
-                "newest": show.stamp(died_at(newest)),
-                "example": newest.message.id,
-                "position": newest.position,
-                "detail": detail_of(newest),
-            }
-        )
-    return counted
-
-
-def _list_counted(letters: Sequence[DeadLetter]) -> None:
-    newest = {letter.position: died_at(letter) for letter in letters}
-    rows = [
-        [
-            row["group"],
-            row["error"],
-            str(row["dead"]),
-            str(row["replayed"]),
-            f"{show.ago(newest[row['position']])} ago",
-            row["example"],
-            _short(row["detail"]),
-        ]
-        for row in _counted(letters)
-    ]
-    columns = ("group", "error", "dead", "replayed", "newest", "example", "detail")
-    show.table(columns, rows, right=("dead", "replayed"))
+def _row(pile: Sequence[DeadLetter]) -> list[str]:
+    told = _counted(pile)
+    error = f"{told['error']}: {told['detail']}" if told["detail"] else told["error"]
+    counts = [str(told["dead"]), str(told["replayed"])]
+    ages = [f"{show.ago(died_at(letter))} ago" for letter in (pile[0], pile[-1])]
+    return [told["fingerprint"], told["group"], _short(error), told["place"], *counts, *ages, told["example"]]
 
 
 def _list_each(letters: Sequence[DeadLetter]) -> None:
@@ -186,7 +159,7 @@ def show_letter(
     json: Json = False,
 ) -> None:
     """Show all that is known of a dead letter: what it was, why it died, traceback, body."""
-    found = asyncio.run(_find(find_source(url), letter, checked(group)))
+    found = asyncio.run(_find(find_source(url), letter, filtered(group, None, None, None)))
     if json:
         user_headers = original_headers(found.message.headers)
         told = {name: value for name, value in found.message.headers or () if name.startswith("tdg")}
@@ -196,26 +169,9 @@ def show_letter(
         _print(found)
 
 
-async def _find(source: Source, name: str, group: str | None) -> DeadLetter:
+async def _find(source: Source, name: str, filter: Filter) -> DeadLetter:
     async with opened(source) as opened_app:
-        return named(await letters_of(inspectable(opened_app.bus()), group), name)
-
-
-def named(letters: Sequence[DeadLetter], name: str) -> DeadLetter:
-    """The dead letter of a position, an id, or the beginning of one. Of several deaths of a message: the last."""
-    found = [letter for letter in letters if str(letter.position) == name]
-    found = found or [letter for letter in letters if letter.message.id == name]
-    found = found or [letter for letter in letters if len(name) >= 4 and letter.message.id.startswith(name)]
-    places = {(letter.message.id, group_of(letter)) for letter in found}
-    if len(places) > 1:
-        listed = ", ".join(f"{letter.position} ({group_of(letter)})" for letter in found[:5])
-        raise NotFound(f"{name!r} is {len(places)} dead letters", mend=f"give the position, or --group: {listed}")
-    if not found:
-        ids = [letter.message.id for letter in letters]
-        raise NotFound(
-            f"there is no dead letter {name!r}", mend=nearest(name, ids) or "`tidings dead ls --all` lists them"
-        )
-    return found[-1]
+        return named(await filter.letters(inspectable(opened_app.bus())), name)
 
 
 def _print(letter: DeadLetter) -> None:
@@ -248,6 +204,45 @@ def _print(letter: DeadLetter) -> None:
     show.say(f"\n{show.body_pretty(message)}")
 
 
+# -- edit
+
+
+@app.command
+def edit(
+    letter: Annotated[str, Parameter(help="Its id, the beginning of its id, or its position.")],
+    /,
+    *,
+    body: Annotated[str | None, Parameter(help="The body it should have had.", allow_leading_hyphen=True)] = None,
+    file: Annotated[str | None, Parameter(help="The body is in this file; - is standard input.")] = None,
+    group: Group = None,
+    to: To = None,
+    dry_run: DryRun = False,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Mend the body of a dead letter, and replay it: in $EDITOR, or with --body or --file.
+
+    JSON must stay JSON, and text text. It keeps its id, topic, key and headers; the dead letter stays as it was,
+    marked as edited.
+    """
+    asyncio.run(
+        _edit(find_source(url), letter, filtered(group, None, None, None), body, file, _Replay(to, dry_run, json))
+    )
+
+
+async def _edit(source: Source, name: str, filter: Filter, body: str | None, file: str | None, replay: _Replay) -> None:
+    async with opened(source) as opened_app:  # it is not kept open while somebody types
+        bus = inspectable(opened_app.bus())
+        found = chosen(await filter.letters(bus), (name,))
+        await replay.check_groups(bus, found)
+    (letter,) = found
+    async with edited(letter.message, body, file, replay.dry_run) as changed:
+        if changed == letter.message.body:
+            show.note("nothing was changed, nothing is replayed")
+        else:
+            await replay.run(source, (str(letter.position),), filter, changed)
+
+
 # -- replay
 
 
@@ -255,9 +250,11 @@ def _print(letter: DeadLetter) -> None:
 def replay(
     *letters: Annotated[str, Parameter(help="Ids or positions.")],
     group: Group = None,
+    error: Error = None,
+    fingerprint: Fingerprint = None,
+    since: Since = None,
     all: Annotated[bool, flag("All that were not replayed yet.")] = False,
-    error: Annotated[str | None, Parameter(help="All with this error, or this reason.")] = None,
-    to: Annotated[str | None, Parameter(help="To this group instead: the one that failed was renamed.")] = None,
+    to: To = None,
     dry_run: DryRun = False,
     url: Url = None,
     json: Json = False,
@@ -266,44 +263,44 @@ def replay(
 
     A dead letter stays where it is, marked as replayed.
     """
-    if not letters and not all and error is None:
-        raise InvalidOption(
-            "which dead letters?", mend="ids or positions, --error TYPE, or --all (with --group: of a group)"
-        )
-    if letters and (all or error is not None):
-        raise InvalidOption("ids and --all or --error exclude each other", mend="drop one")
-    asyncio.run(_Replay(to, dry_run, json).run(find_source(url), letters, checked(group), error))
+    filter = filtered(group, error, fingerprint, since)
+    check_chosen(letters, filter, all)
+    asyncio.run(_Replay(to, dry_run, json).run(find_source(url), letters, filter))
 
 
 class _Replay:
+    """``body``: what they should have had, if it was another."""
+
     def __init__(self, to: str | None, dry_run: bool, json: bool) -> None:
         self.to, self.dry_run, self.json = to, dry_run, json
+        self.warned = set[str]()
 
-    async def run(self, source: Source, names: Sequence[str], group: str | None, error: str | None) -> None:
+    async def run(self, source: Source, names: Sequence[str], filter: Filter, body: bytes | None = None) -> None:
         async with opened(source) as opened_app:
             bus = inspectable(opened_app.bus())
-            chosen = _chosen(await letters_of(bus, group), names, error)
-            counts = await self._check_groups(bus, chosen)
+            found = chosen(await filter.letters(bus), names)
+            counts = await self.check_groups(bus, found)
             if not self.dry_run:
-                for first in range(0, len(chosen), BATCH):
-                    await self._replay(opened_app, chosen[first : first + BATCH])
+                with Progress("replayed", len(found)) as progress:
+                    for first in range(0, len(found), BATCH):
+                        some = found[first : first + BATCH]
+                        await self._replay(opened_app, some, body)
+                        progress(first + len(some), first + len(some))
         if self.json:
-            replayed = [summary(letter) for letter in chosen]
-            show.document(
-                {"replayed": 0 if self.dry_run else len(chosen), "dry_run": self.dry_run, "letters": replayed}
-            )
+            replayed = [summary(letter) for letter in found]
+            show.document({"replayed": 0 if self.dry_run else len(found), "dry_run": self.dry_run, "letters": replayed})
             return
         done = "would replay" if self.dry_run else "replayed"
         for name, count in counts.items():
-            show.say(f"{done} {count:,} dead letter{'s' * (count != 1)} to {name}")
-        if not chosen:
+            show.say(f"{done} {_many(count)} to {name}")
+        if not found:
             show.say(f"{done} nothing")
 
-    async def _check_groups(self, bus: Inspectable, chosen: Sequence[DeadLetter]) -> dict[str, int]:
-        """How many go to which group; refuses a group that does not exist, warns of one without members."""
-        known = {found.name: found for found in await bus.groups()}
+    async def check_groups(self, bus: Inspectable, found: Sequence[DeadLetter]) -> dict[str, int]:
+        """How many go to which group; refuses a group that does not exist, warns once of one without members."""
+        known = {info.name: info for info in await bus.groups()}
         counts: dict[str, int] = {}
-        for letter in chosen:
+        for letter in found:
             name = self.to or group_of(letter)
             counts[name] = counts.get(name, 0) + 1
         for name, count in counts.items():
@@ -311,35 +308,75 @@ class _Replay:
                 why = f"nobody would receive the {count:,} messages"
                 mend = f"{nearest(name, known)} ".lstrip() + "if it was renamed: --to NEW; if not: run its app once"
                 raise NotFound(f"there is no group {name!r}", why=why, mend=mend)
-            if not known[name].members:
+            if not known[name].members and name not in self.warned:
+                self.warned.add(name)
                 show.warn(f"{name} has no members now: the messages wait until its app runs")
         return counts
 
-    async def _replay(self, opened_app: App, chosen: Sequence[DeadLetter]) -> None:
+    async def _replay(self, opened_app: App, found: Sequence[DeadLetter], body: bytes | None) -> None:
         """Message and marker in one publish where that is atomic; else the marker comes after."""
-        sent: list[Message[Any]] = [revived(letter.message, self.to or group_of(letter)) for letter in chosen]
-        marks = [marker(letter, group_of(letter), "replayed") for letter in chosen]
+        sent: list[Message[Any]] = [revived(letter.message, self.to or group_of(letter)) for letter in found]
+        if body is not None:
+            sent = [replace(message, body=body) for message in sent]
+        marks = [marker(letter, group_of(letter), "replayed" if body is None else "edited") for letter in found]
         if opened_app.bus().capabilities.publish_atomic:
             await opened_app.publish_many([*sent, *marks])
         else:
-            await opened_app.publish_many(sent)
+            try:
+                await opened_app.publish_many(sent)
+            except PublishFailed as error:  # what was accepted is not replayed again by the next replay
+                if error.accepted:
+                    await opened_app.publish_many([marks[n] for n in error.accepted])
+                    show.warn(f"{_many(len(error.accepted))} went to the group before that, and are marked")
+                raise
             await opened_app.publish_many(marks)
 
 
-def _chosen(letters: Sequence[DeadLetter], names: Sequence[str], error: str | None) -> list[DeadLetter]:
-    """The dead letters that were asked for, once each, without those that were replayed already."""
-    if not names:
-        waiting = [letter for letter in letters if not letter.mark]
-        if error is None:
-            return waiting
-        kinds = {kind for letter in waiting for kind in (letter.error, letter.reason) if kind}
-        if waiting and error not in kinds:
-            listed = f"there is {', '.join(sorted(kinds)[:8])}"
-            raise NotFound(f"no dead letter has error {error!r}", mend=nearest(error, kinds) or listed)
-        return [letter for letter in waiting if error in (letter.error, letter.reason)]
-    found = {letter.position: letter for letter in (named(letters, name) for name in names)}
-    for letter in found.values():
-        if letter.mark:
-            why = "had it failed again, there would be a new dead letter"
-            raise NotFound(f"dead letter {letter.position} was replayed already", why=why, mend="`tidings dead ls`")
-    return list(found.values())
+def _many(count: int) -> str:
+    return f"{count:,} dead letter{'s' * (count != 1)}"
+
+
+# -- purge
+
+
+@app.command
+def purge(
+    *letters: Annotated[str, Parameter(help="Ids or positions.")],
+    group: Group = None,
+    error: Error = None,
+    fingerprint: Fingerprint = None,
+    since: Since = None,
+    all: Annotated[bool, flag("All of them.")] = False,
+    yes: Yes = False,
+    dry_run: DryRun = False,
+    url: Url = None,
+    json: Json = False,
+) -> None:
+    """Give dead letters up, those that were replayed too: no list shows them any more, and no replay finds them.
+
+    They are marked, not erased: as long as the bus retains them, `peek` finds them in _dead.GROUP.
+    """
+    filter = filtered(group, error, fingerprint, since)
+    check_chosen(letters, filter, all)
+    asyncio.run(_purge(find_source(url), letters, filter, yes, dry_run, json))
+
+
+async def _purge(source: Source, names: Sequence[str], filter: Filter, yes: bool, dry_run: bool, json: bool) -> None:
+    async with opened(source) as opened_app:
+        found = await filter.letters(inspectable(opened_app.bus()))
+        if names:
+            found = list({letter.position: letter for letter in (named(found, name) for name in names)}.values())
+        waiting = sum(not letter.mark for letter in found)
+        question = f"give up {_many(len(found))}, of which {waiting:,} were never replayed?"
+        done = "would purge" if dry_run else "purged" if not found or yes or agreed(question) else "kept"
+        if done == "purged":
+            with Progress("purged", len(found)) as progress:
+                for first in range(0, len(found), BATCH):
+                    some = found[first : first + BATCH]
+                    await opened_app.publish_many([marker(letter, group_of(letter), "purged") for letter in some])
+                    progress(first + len(some), first + len(some))
+    if json:
+        purged = len(found) if done == "purged" else 0
+        show.document({"purged": purged, "dry_run": dry_run, "letters": [summary(letter) for letter in found]})
+    else:
+        show.say(f"{done} {_many(len(found))}, of which {waiting:,} were never replayed")

@@ -5,20 +5,25 @@ from __future__ import annotations
 import base64
 import math
 import os
+import shutil
 import sys
 import sysconfig
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import dropwhile
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import msgspec
 
 from tidings.kernel.errors import PACKAGE, TidingsError
 from tidings.kernel.message import JSON, Message
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 RED, GREEN, YELLOW, CYAN, BOLD, DIM = "31", "32", "33", "36", "1", "2"
 
@@ -67,7 +72,9 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
     """Rows under headings: a table on a terminal, aligned lines in a pipe. ``right``: columns of numbers."""
     cells = [[clean(cell) for cell in row] for row in rows]
     if terminal(sys.stdout):
-        _rich_table(columns, cells, right)
+        from rich.console import Console
+
+        Console(highlight=False).print(drawn(columns, cells, right))
         return
     lines = [
         [column.upper().replace(" ", "_") for column in columns],
@@ -82,25 +89,45 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
         say("  ".join(padded).rstrip())
 
 
-def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+def drawn(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()) -> Table:
+    """A table for a terminal; its cells are ``clean``."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1, 0, 0), show_edge=False)
     for number, column in enumerate(columns):
-        style = "cyan" if number == 0 else ""
-        drawn.add_column(column, justify="right" if column in right else "left", style=style, overflow="fold")
+        style, least = "", None
+        if not number:  # names are the last to be folded
+            style, widest = "cyan", max(map(len, (column, *(row[0] for row in rows))))
+            least = min(widest, shutil.get_terminal_size().columns // 3)
+        justify: Literal["right", "left"] = "right" if column in right else "left"
+        table.add_column(column, justify=justify, style=style, overflow="fold", min_width=least)
     for row in rows:
         alarming = {column for column, cell in zip(columns, row, strict=True) if column == "dead" and cell != "0"}
-        drawn.add_row(
+        table.add_row(
             *(
                 Text(cell, style="red" if column in alarming else "dim" if cell == "0" else "")
                 for column, cell in zip(columns, row, strict=True)
             )
         )
-    Console(highlight=False).print(drawn)
+    return table
+
+
+@contextmanager
+def live() -> Iterator[Callable[[Sequence[str], Sequence[Sequence[str]], Sequence[str]], None]]:
+    """Yields a ``table`` that is drawn over the one before, on a terminal."""
+    if not terminal(sys.stdout):
+        yield table
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    def draw(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str]) -> None:
+        view.update(drawn(columns, [[clean(cell) for cell in row] for row in rows], right), refresh=True)
+
+    with Live(console=Console(highlight=False), auto_refresh=False) as view:
+        yield draw
 
 
 # -- times
@@ -123,10 +150,13 @@ def clock(at: float) -> str:
 
 
 def ago(at: float | None) -> str:
-    """An age in its two largest units: ``3d 4h``."""
-    if at is None:
-        return ""
-    left, parts = max(0, math.floor(time.time() - at)), list[str]()
+    """An age, as a span."""
+    return "" if at is None else span(time.time() - at)
+
+
+def span(seconds: float) -> str:
+    """A length of time in its two largest units: ``3d 4h``."""
+    left, parts = max(0, math.floor(seconds)), list[str]()
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         if left >= size or (unit == "s" and not parts):
             parts.append(f"{left // size}{unit}")
@@ -179,6 +209,21 @@ def body_pretty(message: Message[Any]) -> str:
     return clean(found, "\n\t") if isinstance(found, str) else body_line(message)
 
 
+def message(message: Message[Any]) -> None:
+    """A stored message: a heading and its body on a terminal, a line with its id in a pipe."""
+    key = clean(message.key) if message.key is not None else ""
+    head = [styled(clock(message.time), DIM), styled(clean(message.destination), CYAN), styled(key or "-", YELLOW)]
+    line, id = body_line(message), styled(clean(message.id), DIM)
+    if not terminal(sys.stdout):
+        say("  ".join([*head, id, line]))
+        return
+    say("  ".join([*head, id]))
+    for name, value in ((name, value) for name, value in message.headers or () if name != "tdgtraceback"):
+        say(f"  {styled(clean(name) + ':', DIM)} {clean(value)}")
+    body = line if len(line) < shutil.get_terminal_size().columns - 2 else body_pretty(message)
+    say("\n".join(f"  {part}" for part in body.split("\n")))
+
+
 def event(message: Message[Any]) -> dict[str, Any]:
     """A message under CloudEvents names (``docs/wire.md``); what it does not have is left out."""
     attributes: dict[str, Any] = {
@@ -225,6 +270,8 @@ def error(shape: TidingsError, as_json: bool = False) -> None:
         if said[name]:
             label = styled(f"{name + ':':<7}", BOLD, sys.stderr)
             print(f"  {label}{clean(said[name], chr(10))}", file=sys.stderr)
+    if terminal(sys.stderr) and shape.code != TidingsError.code:
+        note(f"  more:  tidings explain {shape.code}")
 
 
 def user_code_failed(failed: UserCodeFailed, as_json: bool = False) -> None:

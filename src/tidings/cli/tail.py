@@ -11,6 +11,8 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from shutil import get_terminal_size
+from textwrap import indent
 from typing import Annotated, Any
 
 import msgspec
@@ -23,7 +25,9 @@ from tidings.kernel.transport import Consumer, Subscription
 
 from . import show
 from ._bus import PAGE, Source, find_source, inspectable, opened
+from ._filters import Headers, Key, Where, contains, filters
 from ._options import Json, Url, since_time
+from ._scan import Wanted, all_of
 
 AT_ONCE = 256
 
@@ -36,23 +40,30 @@ def tail(
         str | None,
         Parameter(help="Begin with retained ones: first, -1h, or a date and time.", allow_leading_hyphen=True),
     ] = None,
+    key: Key = None,
+    header: Headers = [],  # noqa: B006
+    where: Where = [],  # noqa: B006
+    grep: Annotated[str | None, Parameter(help="Only those with this text in the body.")] = None,
     limit: Annotated[int | None, Parameter(help="End after so many.")] = None,
     url: Url = None,
     json: Json = False,
 ) -> None:
     """Print messages as they come: time, topic, key, body; a copy, nobody is disturbed. Ctrl-C ends.
 
-    With --json: a line each, under CloudEvents names.
+    Filters are looked at here: what they leave out has come over the bus. With --json: a line each, under CloudEvents
+    names. On a terminal, a body that is longer than the line is indented below it.
     """
     pattern = check_pattern(pattern)
     start = None if since is None else since_time(since)
     if limit is not None and limit < 1:
         raise InvalidOption(f"--limit cannot be {limit}", mend="a number, at least 1")
+    tests = filters(key, header, where=where) + ([contains(grep)] if grep is not None else [])
+    printed = _Printed(all_of(tests) if tests else None, limit, json)
     logging.getLogger("tidings").setLevel(logging.ERROR)  # what was dropped is told once, at the end
-    asyncio.run(_tail(find_source(url), pattern, start, limit, json))
+    asyncio.run(_tail(find_source(url), pattern, start, printed))
 
 
-async def _tail(source: Source, pattern: str, start: float | None, limit: int | None, json: bool) -> None:
+async def _tail(source: Source, pattern: str, start: float | None, printed: _Printed) -> None:
     async with opened(source) as app:
         following = _Following(app, pattern, f"following {pattern} on {source}; Ctrl-C ends")
         loop = asyncio.get_running_loop()
@@ -60,12 +71,8 @@ async def _tail(source: Source, pattern: str, start: float | None, limit: int | 
             loop.add_signal_handler(number, following.stop)
         watched = _when_reader_leaves(loop, following.stop)
         try:
-            left = limit
             async for some in following.messages(start):
-                chosen = some[:left]
-                if chosen:
-                    show.say("\n".join(map(_json_line if json else _line, chosen)))
-                if left is not None and not (left := left - len(chosen)):
+                if not printed(some):
                     break
         finally:
             if watched is not None:
@@ -73,6 +80,22 @@ async def _tail(source: Source, pattern: str, start: float | None, limit: int | 
             await following.close()
         if dropped := app.events["dropped"]:
             show.warn(f"{dropped:,} messages were not shown: they came faster than they were read")
+
+
+class _Printed:
+    """Prints those that are wanted, until there were enough."""
+
+    def __init__(self, wanted: Wanted | None, limit: int | None, json: bool) -> None:
+        self.wanted, self.left, self.line = wanted, limit, _json_line if json else _line
+
+    def __call__(self, some: list[Message[Any]]) -> bool:
+        """Whether more are wanted."""
+        chosen = (some if self.wanted is None else list(filter(self.wanted, some)))[: self.left]
+        if chosen:
+            show.say("\n".join(map(self.line, chosen)))
+        if self.left is not None:
+            self.left -= len(chosen)
+        return self.left != 0
 
 
 class _Following:
@@ -146,11 +169,9 @@ def _json_line(message: Message[Any]) -> str:
 
 
 def _line(message: Message[Any]) -> str:
-    return "  ".join(
-        [
-            show.styled(show.clock(message.time), show.DIM),
-            show.styled(show.clean(message.destination), show.CYAN),
-            show.styled(show.clean(message.key) if message.key is not None else "-", show.YELLOW),
-            show.body_line(message),
-        ]
-    )
+    stamp, topic = show.clock(message.time), show.clean(message.destination)
+    key, body = show.clean(message.key) if message.key is not None else "-", show.body_line(message)
+    if show.terminal(sys.stdout) and len(stamp + topic + key + body) + 6 > get_terminal_size().columns:
+        body = indent(f"\n{show.body_pretty(message)}", "    ")
+    head = "  ".join([show.styled(stamp, show.DIM), show.styled(topic, show.CYAN), show.styled(key, show.YELLOW)])
+    return f"{head}{body}" if body.startswith("\n") else f"{head}  {body}"
