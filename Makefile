@@ -3,7 +3,7 @@ BIN := .venv/bin
 SPREAD := -n 3 --dist worksteal # much of a test is waiting: three at a time keep two processors busy
 RUN := $(BIN)/python -m
 
-.PHONY: help demo check test servers faults soak bench bench-setup docs-tables wheel clean
+.PHONY: help demo check test servers faults soak bench bench-setup docs docs-tables wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -37,8 +37,13 @@ bench: .venv/.ready ## speed, measured here, after `make bench-setup` beside oth
 bench-setup: .venv/.ready ## the other libraries and servers that `make bench` compares with
 	@scripts/bench_setup.sh
 
-docs-tables: .venv/.ready ## docs/transports.md, from the capabilities of the transports
+docs: .venv/.ready ## the documentation as a site, in site/
+	@$(BIN)/mkdocs build -q
+
+docs-tables: .venv/.ready ## pages that are made from the code: what transports can do, the command line, errors
 	@$(RUN) scripts.transport_table > docs/transports.md.new && mv docs/transports.md.new docs/transports.md
+	@$(RUN) scripts.cli_reference > docs/reference/cli.md.new && mv docs/reference/cli.md.new docs/reference/cli.md
+	@$(RUN) scripts.error_pages > docs/reference/errors.md.new && mv docs/reference/errors.md.new docs/reference/errors.md
 
 wheel: .venv/.ready ## dist/*.whl
 	@$(RUN) build --wheel --no-isolation >/dev/null && ls dist/*.whl

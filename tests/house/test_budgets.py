@@ -58,9 +58,10 @@ def test_app_layer_is_small() -> None:
     sizes = {path.name: code_lines(path) for path in APP}
     named = ("app.py", "requests.py", "schedule.py", "executors.py")
     assert sum(sizes[name] for name in named) <= 900, sizes
-    assert sum(sizes.values()) <= 1_600, (
-        sizes
-    )  # with declaring, injecting and assembling, which stand in files of their own
+    # with declaring, injecting and assembling, which stand in files of their own; and with control.py and what it takes
+    # of app.py and executors.py (190): an order is obeyed, answered, found by who starts later, and not forgotten;
+    # and with connect.py (225): a client without an event loop that outlives forks, threads, Ctrl-C and the interpreter
+    assert sum(sizes.values()) <= 1_610 + 190 + 225, sizes
 
 
 @pytest.mark.parametrize("path", sorted(TRANSPORTS.glob("*.py")), ids=lambda path: path.name)

@@ -12,7 +12,7 @@ import pytest
 import tidings
 
 FACE = [
-    *("App", "Router", "Topic", "Service", "Message", "Delivery", "Depends", "token", "untoken"),
+    *("App", "Client", "connect", "Router", "Topic", "Service", "Message", "Delivery", "Depends", "token", "untoken"),
     *("Backoff", "Breaker", "Retry", "Reject", "Defer", "Skip", "Partial"),
     *("TidingsError", "UsageError", "BusError", "BusFull", "PublishFailed", "DeliveryError"),
     *("RequestError", "RequestTimeout", "NoAnswerer"),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import signal
 import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,16 +35,6 @@ async def test_a_handler_is_a_plain_function() -> None:
     exec(compile(PROGRAM[2], PROGRAM[1], "exec", dont_inherit=True), shop)
     order, invoice = shop["Order"]("A7", 50.0), shop["Invoice"]("A7", 60.0)  # type: ignore[operator]
     assert await shop["bill"](order) == shop["invoiced"](invoice, key="A7")  # type: ignore[operator]
-
-
-@pytest.fixture(scope="module")
-def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Variables under which ``tidings`` and ``pip`` are those of a new environment with the wheel installed."""
-    folder = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    subprocess.run([folder / "bin" / "pip", "install", "-q", wheel], check=True)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "COV", "TIDINGS"))}
-    return {**kept, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "PYTHONUNBUFFERED": "1"}
 
 
 @pytest.fixture
