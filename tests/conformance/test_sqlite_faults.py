@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,4 +100,4 @@ def test_mutant_is_found(mutant: str, tmp_path: Path) -> None:
     killer, rule = MUTANTS[mutant]
     with pytest.raises(AssertionError) as found:
         hasty(killer, tmp_path)(replace(sqlite(tmp_path), mutant=mutant))
-    assert f"\n  {rule}: " in str(found.value), str(found.value)
+    assert re.search(rf"^\s+{rule}: ", str(found.value), re.MULTILINE), str(found.value)

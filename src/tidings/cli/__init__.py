@@ -63,6 +63,7 @@ VERBS = {
     "bench": ("bench:bench", "Measure how fast a bus is here."),
     "asyncapi": ("asyncapi:asyncapi", "Describe an app: an AsyncAPI 3.1 document."),
     "topology": ("topology:topology", "Show what calls what in an app: Mermaid, SVG."),
+    "completion": ("completion:completion", "What lets a shell complete verbs and options."),
     "demo": ("demo:demo", "Watch a small fleet survive what is done to it."),
 }
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("tidings")
 
 LIVE_BUFFER, LIVE_QUEUE = 1024, 65_536  # messages of a live subscription: here, and in a broker that cannot send them
-QUIET = 0.02  # seconds in which what is on its way arrives
+QUIET = 0.1  # seconds in which what is on its way arrives, from a busy broker too
 
 
 class Consumer:
