@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +30,18 @@ def index(n: int) -> None: ...
 
 @app.every("1h")
 async def sample() -> None: ...
+"""
+
+BLOCK = """
+import os, time
+
+@app.on("block")
+async def block(n: int) -> None:
+    with open("blocking.txt", "w") as file:
+        print(os.getpid(), file=file)
+    os.rename("blocking.txt", "blocked.txt")
+    while not os.path.exists("go"):
+        time.sleep(0.01)
 """
 
 
@@ -165,15 +176,19 @@ def test_one_that_starts_later_knows(app: Shell) -> None:
 
 
 def test_a_process_that_does_not_answer(app: Shell) -> None:
-    """It is said how many; what did answer is printed all the same."""
-    first, second = started(app), started(app)
-    second.process.send_signal(signal.SIGSTOP)
+    """It is said how many; what did answer is printed all the same. (A handler blocks the event loop of one.)"""
+    app.write("shop.py", SHOP + BLOCK)
+    both = {running.process.pid: running for running in (started(app), started(app))}
+    app("publish", "block", "1")
+    until(lambda: (app.folder / "blocked.txt").exists())
+    second = both.pop(int((app.folder / "blocked.txt").read_text()))
+    (first,) = both.values()
     silent = app("pause", "shop.bill", "--wait", "5s", code=4)
     assert f":{first.process.pid}" in silent.out
     assert f":{second.process.pid}" not in silent.out
     assert "TDG-E042: 1 of 2 processes of shop.bill did not answer within 5s" in silent.err
     assert json.loads(app("resume", "shop.bill", "--wait", "5s", "--json", code=4).err)["error"]["code"] == "TDG-E042"
-    second.process.send_signal(signal.SIGCONT)
+    app.write("go", "")
     second.until("goes on")
     assert (first.end(), second.end()) == (0, 0)
 
