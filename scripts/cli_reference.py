@@ -23,7 +23,7 @@ CODES = """
 def page() -> str:
     """The whole page."""
     told = tidings.cli._parser(overview=False).generate_docs(output_format="markdown", usage_name="tidings")
-    told = told.replace(f" -m {__spec__.name}", "")  # how this was started, which the parser takes for a part of it
+    told = re.sub(r"^(tidings [a-z ]+) -m \S+", r"\1", told, flags=re.MULTILINE)  # how this process was started
     body = re.sub(r"\A# .*\n", "", told).strip().replace("```console", "```text")  # usage is nothing to type
     codes = re.findall(r"^(\d+) +(.*)$", tidings.cli.__doc__ or "", re.MULTILINE)
     return HEAD + body + "\n" + CODES + "".join(f"| {code} | {meaning} |\n" for code, meaning in codes)
