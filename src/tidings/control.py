@@ -225,9 +225,9 @@ class Control:
     async def _repeat(self) -> None:
         while True:
             with suppress(BusError):  # an hour later, then
-                await self._look()  # others may have been heard meanwhile, and not here yet
                 await self._say(*self._orders(older=DAY))
             await asyncio.sleep(OFTEN)
+            await self._look()  # there may be orders that were not heard here
 
     async def _say(self, *what: Said, answers: str | None = None) -> None:
         now = self.bus.clock.now()

@@ -106,7 +106,6 @@ async def test_all_orders_are_obeyed_though_the_first_cannot_be_answered() -> No
     bus, seen = Memory(name="unanswered", messages=5), list[int]()
     async with desk(bus) as ann, shop(bus, seen) as app:
         app.pause("shop.bill")
-        await asyncio.sleep(10)  # it has looked for orders
         await ann.publish(placed, 1)  # it is not settled, so what comes after it stays, too
         await ann.publish_many([draft("shop", Order(group="shop.bill", concurrency=n)) for n in range(5, 9)])
         with pytest.raises(BusFull):

@@ -15,9 +15,9 @@ def agreed(question: str) -> bool:
     """
     if not sys.stdin.isatty():
         raise InvalidOption("nobody is there to be asked", mend="--yes, or --dry-run to see what would be done")
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # before anybody can answer
     try:
+        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in ("y", "yes")
     finally:
         signal.signal(signal.SIGINT, before)

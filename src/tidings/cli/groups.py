@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from msgspec.structs import asdict, replace
 
 from tidings import App
-from tidings.control import Standing
+from tidings.control import Standing, standing
 from tidings.kernel.errors import BusError, NotFound, nearest
 from tidings.kernel.topics import DEAD, check_pattern, check_topic, is_pattern
 from tidings.kernel.transport import GroupInfo, Inspectable, Transport
@@ -181,12 +181,13 @@ async def _rename(source: Source, old: str, new: str, dry_run: bool) -> None:
     async with opened(source) as opened_app:
         bus = manageable(opened_app.bus())
         groups = inspectable(opened_app.bus())
-        if (await look(opened_app.bus(), old)).ordered.get(old, Standing()).paused:
+        group = await named(groups, old)
+        if (await standing(opened_app.bus(), group.app)).get(old, Standing()).paused:
             show.warn(f"{old} is paused, and {new} will not be: `tidings pause {new}` once it runs")
         if not dry_run:
             await bus.rename(old, new)
             return
-        at_rest(await named(groups, old))
+        at_rest(group)
         if new in [group.name for group in await groups.groups()]:
             raise BusError(f"group {new!r} exists", mend=f"drop it first, or drop {old!r}")
 

@@ -8,15 +8,16 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tidings.kernel.errors import Unsupported
-from tidings.kernel.topics import check_topic, matches
+from tidings.kernel.errors import NotFound, Unsupported
+from tidings.kernel.topics import check_topic
 from tidings.kernel.transport import GroupInfo, Inspectable
 
 from . import show
 from ._asking import agreed
 from ._bus import Source, find_source, inspectable, manageable, opened
+from ._looks import reads
 from ._options import DryRun, Json, Url, Yes
-from .groups import unknown
+from .groups import named
 
 
 def purge(
@@ -57,13 +58,12 @@ async def _purge(source: Source, name: str, yes: bool, dry_run: bool, json: bool
 
 async def _group(bus: Inspectable, name: str) -> GroupInfo:
     """Raises ``Unsupported`` for a topic: its messages belong to all who read it."""
-    groups = await bus.groups()
-    for group in groups:
-        if group.name == name:
-            return group
-    if await bus.topics(name):
-        readers = [group.name for group in groups if group.pattern and matches(group.pattern, name)]
-        why = "its messages are in a log that all groups read; retention drops what is old"
-        mend = f"its groups can skip them: tidings purge {readers[0]}" if readers else "nobody reads it: nothing waits"
-        raise Unsupported(f"{name} is a topic, and a topic cannot be purged", why=why, mend=mend)
-    raise await unknown(bus, name)
+    try:
+        return await named(bus, name)
+    except NotFound:
+        if not await bus.topics(name):
+            raise
+    readers = [group.name for group in await bus.groups() if reads(group, name)]
+    why = "its messages are in a log that all groups read; retention drops what is old"
+    mend = f"its groups can skip them: tidings purge {readers[0]}" if readers else "nobody reads it: nothing waits"
+    raise Unsupported(f"{name} is a topic, and a topic cannot be purged", why=why, mend=mend)
