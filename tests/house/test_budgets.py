@@ -20,6 +20,9 @@ EVERYTHING = sorted(SOURCE.rglob("*.py"))
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
+# Kafka settles with transactions, for which its clients do no more than send and commit.
+MANY_FILES = {"kafka": 11}
+
 # Decorators of the public face say all that can be said of a handler; a command's parameters are its command line.
 MANY_PARAMETERS = {name: {"on", "answer", "every", "cron"} for name in ("app.py", "router.py")}
 
@@ -74,7 +77,7 @@ def test_transport_in_one_file_is_small(path: Path) -> None:
 )
 def test_transport_in_a_package_is_small(package: Path) -> None:
     sizes = {path.name: code_lines(path) for path in package.rglob("*.py")}
-    assert len(sizes) <= 7, sizes
+    assert len(sizes) <= MANY_FILES.get(package.name, 7), sizes
     assert {name: size for name, size in sizes.items() if size > 300} == {}
 
 

@@ -14,9 +14,9 @@ from tests.transports.kafka.helpers import ack, bus, member, message, take, unti
 
 from tidings.kernel.errors import BusError
 from tidings.kernel.transport import Event
-from tidings.transports._kafka_records import Record
 from tidings.transports.kafka.consumers import GroupConsumer
 from tidings.transports.kafka.groups import Tick
+from tidings.transports.kafka.records import Record
 from tidings.transports.kafka.transport import KafkaTransport
 
 pytestmark = pytest.mark.timeout(60)

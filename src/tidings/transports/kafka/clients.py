@@ -28,9 +28,10 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 
 from tidings.kernel import errors
 from tidings.kernel.transport import Failure
-from tidings.transports._kafka_records import Record
-from tidings.transports._kafka_transactions import REJECTED
 from tidings.transports._points import passed
+
+from .records import Record
+from .transactions import REJECTED
 
 log = logging.getLogger("tidings")
 

@@ -17,14 +17,14 @@ from tidings.kernel.errors import BusError
 from tidings.kernel.message import Message
 from tidings.kernel.topics import GROUP
 from tidings.kernel.transport import ACK, Ack, Delivery, Event, Failure, Release, Retry, Settlement
-from tidings.transports._kafka_exchanges import Exchange, Exchanges, first, unsettled
-from tidings.transports._kafka_records import DELAYED, MOVER, Opened, Record, delayed, headers_of, undelayed
-from tidings.transports._kafka_transactions import Transactions
 from tidings.transports._offsets import Window
 from tidings.transports._points import passed
 from tidings.transports._wire import copied
 
+from .exchanges import Exchange, Exchanges, first, unsettled
 from .membership import LOOK_AGAIN, LOST, Member, Reads, not_held
+from .records import DELAYED, MOVER, Opened, Record, delayed, headers_of, undelayed
+from .transactions import Transactions
 
 if TYPE_CHECKING:
     from .transport import KafkaTransport

@@ -23,11 +23,11 @@ from tidings.kernel.errors import BusError, BusUnavailable, NotFound, nearest
 from tidings.kernel.message import new_id
 from tidings.kernel.topics import DEAD, GROUP, matches
 from tidings.kernel.transport import GroupInfo, Subscription
-from tidings.transports._kafka_counts import Counts
-from tidings.transports._kafka_records import MOVER, Place, Record
 from tidings.transports._offsets import count_settled, read
 
 from .clients import Poller
+from .counts import Counts
+from .records import MOVER, Place, Record
 
 if TYPE_CHECKING:
     from .transport import KafkaTransport

@@ -22,11 +22,11 @@ from msgspec import Struct
 from tidings.kernel.errors import BusError
 from tidings.kernel.message import Message
 from tidings.kernel.transport import Delivery, Failure, Session
-from tidings.transports._kafka_records import Opened, Place, lean
 from tidings.transports._offsets import AHEAD, OrderedWindow, State, Window, read
 from tidings.transports._points import passed
 
 from .clients import Poller
+from .records import Opened, Place, lean
 
 if TYPE_CHECKING:
     from .transport import KafkaTransport

@@ -31,10 +31,10 @@ from tidings.kernel.clock import Clock
 from tidings.kernel.message import new_id, seconds
 from tidings.kernel.topics import DEAD, GROUP, REPLY, is_pattern, matches
 from tidings.kernel.transport import Delivery, Event, Failure, Session, Settlement, Stored, TopicInfo
-from tidings.transports._kafka_records import DELAYED, MOVER, STATE, Names, Place, opened, share
 
 from . import Kafka
 from .clients import Poller
+from .records import DELAYED, MOVER, STATE, Names, Place, opened, share
 
 if TYPE_CHECKING:
     from .transport import KafkaTransport

@@ -19,18 +19,18 @@ from tidings.kernel.clock import SYSTEM, current_clock
 from tidings.kernel.message import Message, new_id, seconds
 from tidings.kernel.topics import DEAD, GROUP, REPLY, REQUEST, matches
 from tidings.kernel.transport import Event, Failure, Subscription
-from tidings.transports._kafka_exchanges import finish, prove
-from tidings.transports._kafka_records import DELAYED, MOVER, STATE, Names, Place, Record, delayed, record
-from tidings.transports._kafka_transactions import Transactions
 from tidings.transports._offsets import Window
 from tidings.transports._points import passed
 
 from . import Kafka
 from .clients import Poller, Sender
 from .consumers import GroupConsumer, Mover
+from .exchanges import finish, prove
 from .groups import Groups, StateLog
 from .membership import Reads
+from .records import DELAYED, MOVER, STATE, Names, Place, Record, delayed, record
 from .topics import BROKEN, LiveConsumer, Topics
+from .transactions import Transactions
 
 log = logging.getLogger("tidings")
 

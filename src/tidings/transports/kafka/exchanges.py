@@ -21,13 +21,14 @@ from tidings.kernel.errors import BusError, BusUnavailable
 from tidings.kernel.message import Message, new_id
 from tidings.kernel.topics import REPLY
 from tidings.kernel.transport import Delivery, Failure, Settlement
-from tidings.transports._kafka_records import WRITER, Names, Place, Record
-from tidings.transports._kafka_transactions import Transactions
 from tidings.transports._offsets import Window, read
-from tidings.transports.kafka.membership import AGAIN, LOST, not_held
+
+from .membership import AGAIN, LOST, not_held
+from .records import WRITER, Names, Place, Record
+from .transactions import Transactions
 
 if TYPE_CHECKING:
-    from tidings.transports.kafka.consumers import GroupConsumer
+    from .consumers import GroupConsumer
 
 MOST, LARGEST = 5000, 4 * 1024 * 1024  # records and bytes of a transaction, unless a single settlement has more
 

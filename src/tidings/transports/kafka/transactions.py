@@ -11,8 +11,9 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from tidings.transports._kafka_records import Record
 from tidings.transports._points import passed
+
+from .records import Record
 
 SOON = 0.25  # seconds in which records are stored, unless something is wrong
 GRACE = 1.0  # seconds that a call may last longer than it was told to

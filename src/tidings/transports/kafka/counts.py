@@ -12,7 +12,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 from msgspec import Struct
 
-from tidings.transports._kafka_records import Place
+from .records import Place
 
 MOST = 10_000  # offsets that are read at once; beyond these they are counted as records
 
