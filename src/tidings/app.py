@@ -27,7 +27,7 @@ from .kernel.settling import Stats
 from .kernel.topics import TICK, check_topic, matches
 from .kernel.transport import Delivery, Enlisting, Event, GroupInfo, Inspectable, Options, Session, Transport
 from .kernel.worker import Worker
-from .router import INJECTABLE, Registration, Router
+from .router import INJECTABLE, Registration, Router, check_option
 from .urls import options_for
 
 if TYPE_CHECKING:
@@ -65,10 +65,11 @@ class App(Router):
     ) -> None:
         super().__init__()
         if "." in check_topic(name):
-            raise InvalidName(
-                f"an app cannot be called {name!r}", why="its groups are <app>.<function>", mend="use '-'"
-            )
+            why, mend = "its groups are <app>.<function>", "use '-'"
+            raise InvalidName(f"an app cannot be called {name!r}", why=why, mend=mend)
         self.name, self.middleware, self.backoff, self.breaker = name, tuple(middleware), backoff, breaker
+        for option in ("middleware", "backoff", "breaker"):
+            check_option(option, getattr(self, option))
         self.grace = seconds(grace, "grace")
         self.urls: dict[str, str | Options] = {"": url or f"sqlite:///{name}.db", **buses}
         for given in self.urls.values():
@@ -95,12 +96,10 @@ class App(Router):
         group = group_of(registration, self.name)
         for other in self.registrations:
             if group_of(other, self.name) == group:
-                raise DuplicateGroup(
-                    f"{registration.fn.__qualname__}() and {other.fn.__qualname__}() are both group {group!r}",
-                    why=f"each would get a part of the messages; the other one is at {other.where}",
-                    mend="give one of them group=..., or another function name",
-                    where=registration.where,
-                )
+                what = f"{registration.fn.__qualname__}() and {other.fn.__qualname__}() are both group {group!r}"
+                why = f"each would get a part of the messages; the other one is at {other.where}"
+                mend = "give one of them group=..., or another function name"
+                raise DuplicateGroup(what, why=why, mend=mend, where=registration.where)
         if registration.bus not in self.urls:
             mend = nearest(registration.bus, self.urls) or f"App({self.name!r}, ..., {registration.bus}=url)"
             raise InvalidName(f"{self.name!r} has no bus {registration.bus!r}", mend=mend, where=registration.where)

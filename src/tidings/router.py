@@ -6,6 +6,7 @@ import inspect
 import time
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, cast, overload
 
 from msgspec import Struct
@@ -117,13 +118,8 @@ class Router:
         if isinstance(source, Topic):
             if "bus" in options:
                 raise InvalidOption("bus= goes with a pattern", mend=f"Topic({source.name!r}, ..., bus=...)")
-            declared: dict[str, Any] = {
-                "template": source.template,
-                "pattern": source.pattern,
-                "bus": source.bus,
-                "lax": source.lax,
-            }
-            return lambda fn: self._register(fn, "on", {**declared, "type": source.type}, options)
+            declared = {name: getattr(source, name) for name in ("template", "pattern", "bus", "lax", "type")}
+            return lambda fn: self._register(fn, "on", declared, options)
         pattern = check_pattern(source)
         if not pattern.startswith("_dead."):
             refuse_reserved(pattern)
@@ -194,28 +190,32 @@ _CHOICES: dict[Role, frozenset[str]] = {
 }
 
 
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("concurrency", "batch"), (lambda v: isinstance(v, int) and v >= 1, "a number, at least 1")),
+    "run": (lambda v: v in ("loop", "thread", "process"), "'loop', 'thread' or 'process'"),
+    "backoff": (lambda v: isinstance(v, Backoff | None), "Backoff(attempts=5)"),
+    "breaker": (lambda v: v == "default" or isinstance(v, Breaker | None), "Breaker(ratio=0.9), or None: off"),
+    "middleware": (lambda v: isinstance(v, list | tuple) and all(map(callable, v)), "a list of functions"),
+    "to": (lambda v: isinstance(v, Topic | None), 'Topic("orders.billed", Order)'),
+}
+
+
 def _checked(fn: Any, role: Role, options: dict[str, Any]) -> dict[str, Any]:
     """Options as ``Registration`` has them; raises ``InvalidOption`` with the nearest name."""
     given: dict[str, Any] = {}
     for name, value in options.items():
         if name not in _CHOICES[role]:
             raise InvalidOption(f"@{role} has no option {name!r}", mend=nearest(name, _CHOICES[role]), where=where(fn))
-        if name in ("timeout", "within"):
-            value = seconds(value, name)
-        elif name in ("concurrency", "batch") and (not isinstance(value, int) or value < 1):
-            raise InvalidOption(f"{name} cannot be {value!r}", mend="a number, at least 1", where=where(fn))
-        elif name == "start":
-            value = start_time(value)
-        elif name == "middleware":
-            value = tuple(value)
-        elif name == "run" and value not in ("loop", "thread", "process"):
-            raise InvalidOption(f"run cannot be {value!r}", mend="'loop', 'thread' or 'process'", where=where(fn))
-        elif name == "backoff" and not isinstance(value, Backoff | None):
-            raise InvalidOption(f"backoff cannot be {value!r}", mend="Backoff(attempts=5)", where=where(fn))
-        elif name == "group":
-            check_topic(value)
-        given[name] = value
+        check_option(name, value, where(fn))
+        given[name] = _READ[name](value) if name in _READ else value
     return given
+
+
+def check_option(name: str, value: Any, where: str = "") -> None:
+    """Raises ``InvalidOption`` for a value that an option cannot have."""
+    good, mend = _VALUES.get(name, (lambda _: True, ""))
+    if not good(value):
+        raise InvalidOption(f"{name} cannot be {value!r}", mend=mend, where=where)
 
 
 def start_time(value: Any) -> float:
@@ -227,6 +227,10 @@ def start_time(value: Any) -> float:
     if isinstance(value, str) and value.startswith("-"):
         return time.time() - seconds(value[1:], "start")
     raise InvalidOption(f"start cannot be {value!r}", mend="'first', '-1h', or a datetime with a time zone")
+
+
+_READ: dict[str, Callable[[Any], Any]] = {"start": start_time, "middleware": tuple, "group": check_topic}
+_READ |= {name: partial(seconds, name=name) for name in ("timeout", "within")}
 
 
 def _refuse_contradictions(r: Registration) -> None:

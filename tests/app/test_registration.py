@@ -99,6 +99,12 @@ REFUSED: list[tuple[str, Callable[[], object], type[TidingsError], str, str]] = 
     ("bad batch", on(placed, bill, batch="9"), InvalidOption, "batch cannot be", "at least 1"),
     ("bad timeout", on(placed, bill, timeout="soon"), InvalidOption, "timeout cannot be 'soon'", "250ms"),
     ("bad backoff", on(placed, bill, backoff=5), InvalidOption, "backoff cannot be 5", "Backoff(attempts=5)"),
+    ("bad breaker", on(placed, bill, breaker=5), InvalidOption, "breaker cannot be 5", "None: off"),
+    ("bad middleware", on(placed, bill, middleware=5), InvalidOption, "middleware cannot be 5", "functions"),
+    ("middleware that cannot be called", on(placed, bill, middleware=[5]), InvalidOption, "middleware", "functions"),
+    ("bad to", on(placed, bill, to="orders"), InvalidOption, "to cannot be 'orders'", "Topic("),
+    ("bad default backoff", lambda: App("shop", backoff=5), InvalidOption, "backoff cannot be 5", "Backoff("),  # type: ignore[arg-type]
+    ("bad default breaker", lambda: App("shop", breaker=5), InvalidOption, "breaker cannot be 5", "Breaker("),  # type: ignore[arg-type]
     ("no router", lambda: app().include(5), InvalidOption, "5 is no Router", "app.include"),  # type: ignore[arg-type]
     ("no headers", lambda: placed(Order("A1"), headers=[]), InvalidOption, "headers cannot be []", "headers={"),  # type: ignore[arg-type]
     ("bad start", on(placed, bill, start="last"), InvalidOption, "start cannot be 'last'", "'first'"),

@@ -157,10 +157,22 @@ def test_durations_are_read() -> None:
     assert (backoff.first, backoff.limit) == (0.25, 120.0)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"attempts": 0}, {"factor": 0.5}, {"jitter": -0.1}, {"jitter": 2}, {"first": "soon"}, {"limit": -1}]
-)
+MEANINGLESS: list[dict[str, Any]] = [
+    {"attempts": 0},
+    {"attempts": "5"},
+    {"factor": 0.5},
+    {"jitter": -0.1},
+    {"jitter": 2},
+    {"first": "soon"},
+    {"limit": -1},
+    {"give_up": 5},
+    {"give_up": (ValueError, "KeyError")},
+]
+
+
+@pytest.mark.parametrize("wrong", MEANINGLESS, ids=str)
 def test_meaningless_backoffs(wrong: dict[str, Any]) -> None:
+    """Found where they are written, not when the first message fails."""
     with pytest.raises(InvalidOption):
         Backoff(**wrong)
 
@@ -218,6 +230,19 @@ def test_what_ended_during_the_pause_is_no_probe() -> None:
     breaker = Breaker(pause=5)
     assert history(breaker, (0, 0, 20), (1, 3, 0), (4.9, 1, 0)) == [True, True, True]
     assert breaker.wait(4) == 1
+
+
+def test_its_durations_are_read() -> None:
+    breaker = Breaker(window="1m", pause="250ms", limit="1h")  # type: ignore[arg-type]
+    assert (breaker.window, breaker.pause, breaker.limit) == (60.0, 0.25, 3600.0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"ratio": 0}, {"ratio": 2}, {"ratio": "x"}, {"least": 0}, {"pause": "soon"}], ids=str
+)
+def test_meaningless_breakers(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOption):
+        Breaker(**wrong)
 
 
 def test_apps_do_not_share_its_state() -> None:

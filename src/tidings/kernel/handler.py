@@ -176,9 +176,7 @@ def emitter(origin: Origin, now: Callable[[], float]) -> Emit:
             if not isinstance(draft, Message):
                 raise wrong(draft)
             if draft.bus not in origin.buses:
-                raise WrongReturn(
-                    f"{origin.name}(): no bus {draft.bus!r}", mend="App(..., name=url)", where=origin.where
-                )
+                raise WrongReturn(f"{origin.name}(): no bus {draft.bus!r}", mend="App(..., x=url)", where=origin.where)
             id = derived_id(parent.id, group, draft.topic, len(sent)) if parent is not None else ""
             sealed = seal(draft, id=id, now=now(), source=source, parent=parent)
             refuse_large(sealed, origin.limit)

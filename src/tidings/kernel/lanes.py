@@ -35,17 +35,11 @@ class Lanes:
             key = delivery.message.key
             if key is not None:
                 if key in busy:
-                    queue = busy[key]
-                    if queue is None:
-                        busy[key] = deque((delivery,))
-                    else:
-                        queue.append(delivery)
+                    busy[key] = queue = busy[key] or deque()
+                    queue.append(delivery)
                     continue
                 busy[key] = None
-            if delivery.suspect:
-                self.suspects.append(delivery)
-            else:
-                ready.append(delivery)
+            (self.suspects if delivery.suspect else ready).append(delivery)
 
     def done(self, delivery: Delivery) -> None:
         """The delivery has left its lane: the next of its key becomes ready."""

@@ -13,6 +13,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from enum import Enum
 from random import random
 
@@ -26,6 +28,16 @@ from .transport import ACK, Ack, Delivery, Release, Retry
 
 IN_PLACE = 1.0  # seconds; a shorter wait happens in place
 DEFER_LIMIT = 7 * 86_400.0  # seconds; a message deferred for longer is dead
+
+
+def _check(policy: Struct, rules: str, good: Callable[[], bool], *durations: str) -> None:
+    """Turn ``durations`` into seconds; raises ``InvalidOption`` unless all is good."""
+    for name in durations:
+        force_setattr(policy, name, seconds(getattr(policy, name), name))
+    with suppress(TypeError):  # "5" is no number
+        if good():
+            return
+    raise InvalidOption(f"{policy!r} means nothing", mend=rules)
 
 
 class Backoff(Struct, frozen=True, kw_only=True):
@@ -42,10 +54,10 @@ class Backoff(Struct, frozen=True, kw_only=True):
     give_up: tuple[type[BaseException], ...] = ()
 
     def __post_init__(self) -> None:
-        force_setattr(self, "first", seconds(self.first, "first"))
-        force_setattr(self, "limit", seconds(self.limit, "limit"))
-        if self.attempts < 1 or self.factor < 1 or not 0 <= self.jitter <= 1:
-            raise InvalidOption(f"{self!r} means nothing", mend="attempts >= 1, factor >= 1, 0 <= jitter <= 1")
+        _check(self, "attempts >= 1, factor >= 1, 0 <= jitter <= 1, give_up=(SomeError,)", self._good, "first", "limit")
+
+    def _good(self) -> bool:
+        return self.attempts >= 1 <= self.factor and 0 <= self.jitter <= 1 and not isinstance(None, self.give_up)
 
     def delay(self, failures: int) -> float:
         """Seconds to wait after the ``failures``-th failure."""
@@ -124,9 +136,7 @@ def before(delivery: Delivery, backoff: Backoff, now: float) -> Fate | None:
     expires = delivery.message.expires_at
     if expires is not None and expires <= now:
         return Dead("expired") if delivery.failures or delivery.crashes else ACK
-    if delivery.attempt > backoff.attempts:
-        return Dead("crashed" if delivery.crashes else "failed")
-    return None
+    return Dead("crashed" if delivery.crashes else "failed") if delivery.attempt > backoff.attempts else None
 
 
 class Breaker(Struct, kw_only=True):
@@ -146,6 +156,9 @@ class Breaker(Struct, kw_only=True):
     pauses: int = 0
     buckets: list[tuple[float, int, int]] = []  # msgspec copies it
 
+    def __post_init__(self) -> None:
+        _check(self, "0 < ratio <= 1 <= least", lambda: 0 < self.ratio <= 1 <= self.least, "window", "pause", "limit")
+
     @property
     def open(self) -> bool:
         return self.until is not None
@@ -158,12 +171,10 @@ class Breaker(Struct, kw_only=True):
         """Count what has ended; True when this opens the breaker, or keeps it open after a probe."""
         if self.until is not None:
             return self._probed(succeeded, failed, now)
-        if self.buckets and now - self.buckets[-1][0] < self.window / 6:
-            began, good, bad = self.buckets[-1]
-            self.buckets[-1] = (began, good + succeeded, bad + failed)
-        else:
-            self.buckets = [b for b in self.buckets if now - b[0] < self.window]
-            self.buckets.append((now, succeeded, failed))
+        if not self.buckets or now - self.buckets[-1][0] >= self.window / 6:
+            self.buckets = [*(b for b in self.buckets if now - b[0] < self.window), (now, 0, 0)]
+        began, good, bad = self.buckets[-1]
+        self.buckets[-1] = (began, good + succeeded, bad + failed)
         bad = sum(b[2] for b in self.buckets)
         total = bad + sum(b[1] for b in self.buckets)
         if failed and total >= self.least and bad >= self.ratio * total:
@@ -172,11 +183,10 @@ class Breaker(Struct, kw_only=True):
         return False
 
     def _probed(self, succeeded: int, failed: int, now: float) -> bool:
-        if failed and now >= (self.until or 0.0):
-            self.until = now + min(self.pause * 2**self.pauses, self.limit)
-            self.pauses += 1
-            return True
-        if succeeded and not failed and now >= (self.until or 0.0):
-            self.until, self.pauses = None, 0
-            self.buckets.clear()
-        return False
+        if self.wait(now):
+            return False
+        if failed:
+            self.until, self.pauses = now + min(self.pause * 2**self.pauses, self.limit), self.pauses + 1
+        elif succeeded:
+            self.until, self.pauses, self.buckets = None, 0, []
+        return failed > 0
