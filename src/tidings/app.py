@@ -283,7 +283,8 @@ class App(Router):
             control.look()
         level = logging.INFO if event.kind in ("connected", "recovered") else logging.WARNING
         if event.kind != "unrouted":
-            log.log(level, "bus %s: %d %s", event.kind, event.count, event.detail)
+            counted = f" ({event.count})" if event.count > 1 else ""
+            log.log(level, "bus %s%s%s", event.kind, counted, f": {event.detail}" if event.detail else "")
 
     # -- publishing and asking
 
