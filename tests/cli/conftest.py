@@ -13,8 +13,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
+import psutil
 import pytest
 
 SCRIPT = str(Path(sys.executable).with_name("tidings"))
@@ -94,11 +96,22 @@ class Running:
         raise AssertionError(f"ended without saying {text!r}:\n{''.join(self.lines)}")
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Its exit code after a signal."""
+        """Its exit code after a signal. What does not end says where it is, and is aborted."""
         self.process.send_signal(number)
         assert self.process.stdout
+        late = Timer(PATIENCE, self._abort)
+        late.start()
         self.lines += self.process.stdout.readlines()
-        return self.process.wait(PATIENCE)
+        late.cancel()
+        if (code := self.process.wait(PATIENCE)) == -signal.SIGABRT:
+            print(*self.lines, sep="")
+        return code
+
+    def _abort(self) -> None:
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.process.pid)
+            for each in (*process.children(recursive=True), process):
+                each.send_signal(signal.SIGABRT)
 
 
 class Shell:
@@ -107,7 +120,7 @@ class Shell:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("TIDINGS", "NO_COLOR"))}
-        self.env = {**kept, "TERM": "xterm", "COLUMNS": "140", "TZ": "UTC"}
+        self.env = {**kept, "PYTHONFAULTHANDLER": "1", "TERM": "xterm", "COLUMNS": "140", "TZ": "UTC"}
         self.stack = ExitStack()
 
     def write(self, name: str, text: str) -> Path:

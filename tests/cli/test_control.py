@@ -98,15 +98,18 @@ def test_processes_on_a_server(app: Shell, engine: str) -> None:
     assert ("keeps no record" in paused.err) is not remembers
     if remembers:
         place(app, 5)
-    third = started(app)  # it counts as a member from then on, and may hear the answer to its question before or after
-    if not any("shop.bill is paused" in line for line in third.lines):
-        third.until("shop.bill is paused")
+    third = app.start("run", "shop")
+    third.until("shop.bill is paused")
     if not remembers:
         place(app, 5)
     resumed = answers(app, "resume", "shop.bill", "--wait", "20s")
-    assert resumed.keys() == both | {third.process.pid}
+    if remembers:
+        assert resumed.keys() == both | {third.process.pid}
+    else:  # the third is no member yet, where it has never asked for messages: one of the three may be too late
+        assert len(resumed) >= 2
     assert not any(answer["paused"] for answer in resumed.values())
     until(lambda: billed(app) == 5)
+    until(lambda: app("groups", "shop.bill", "--json").json[0]["members"] == 3)
     sized = answers(app, "concurrency", "shop.bill", "8", "--wait", "20s")
     assert [answer["concurrency"] for answer in sized.values()] == [8, 8, 8]
     for running in (first, second, third):

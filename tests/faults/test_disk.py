@@ -15,7 +15,8 @@ from tests.faults.disk_power import black_out, record
 from tests.faults.disk_torn import Killed, judge
 from tests.faults.disk_worker import Spec
 from tests.faults.vfs import PREFIX, Disk, Plan, Record, Trace, kind, read_trace
-from tests.transports.sqlite.helpers import bus, group, message, take
+from tests.transports.consuming import take
+from tests.transports.sqlite.helpers import bus, group, message
 
 from tidings.kernel.errors import BusCorrupt
 from tidings.kernel.transport import Event

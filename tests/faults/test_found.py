@@ -8,7 +8,8 @@ from typing import Any
 
 import apsw
 import pytest
-from tests.transports.sqlite.helpers import ack, bus, group, message, take
+from tests.transports.consuming import settle, take
+from tests.transports.sqlite.helpers import bus, group, message
 
 from tidings.kernel.transport import Event
 from tidings.testing.faults import Processes
@@ -75,7 +76,7 @@ async def test_another_process_copies_the_log_into_the_file(tmp_path: Path) -> N
         await holder.line("held")
         for n in range(20):
             await b.publish([message(n)])
-            await ack(consumer, await take(consumer, 1))
+            await settle(consumer, await take(consumer, 1))
             await asyncio.sleep(2 * HOUSEKEEPING / 20)
         assert holder.returncode is None
         await holder.write()

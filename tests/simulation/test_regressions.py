@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from tests.simulation.__main__ import fault
 from tests.simulation.schedule import Schedule
-from tests.transports.sqlite.helpers import Bench, bodies, bus, group, message, take, until
+from tests.transports.consuming import take, until
+from tests.transports.sqlite.helpers import Bench, bodies, bus, group, message
 
 from tidings.kernel.clock import current_clock
 from tidings.kernel.handler import Handler, Outgoing

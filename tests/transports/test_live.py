@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.transports.sqlite.helpers import bus, group, message, take
+from tests.transports.consuming import take
+from tests.transports.sqlite.helpers import bus, group, message
 
 from tidings.kernel.message import Message
 from tidings.kernel.transport import Settlement, Subscription

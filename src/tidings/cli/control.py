@@ -24,6 +24,8 @@ from ._bus import Source, find_source, inspectable, opened
 from ._options import DryRun, Json, Url
 from .groups import unknown
 
+LINGER = 0.5  # seconds
+
 Group = Annotated[str, Parameter(name="GROUP", help="shop.bill, or shop.> for all of an app.")]
 Wait = Annotated[str, Parameter(name="--wait", help="How long to wait for answers.")]
 
@@ -112,18 +114,27 @@ def _user() -> str:
 async def _tell(
     app: App, name: str, orders: Sequence[Order], members: Mapping[str, int], timeout: float
 ) -> list[Answer]:
-    """What the processes of the app called ``name`` answer within ``timeout`` seconds, or until all members have."""
+    """What the processes of the app called ``name`` answer within ``timeout`` seconds, or until all members have.
+
+    A process that was paused before it asked for a message is no member to a bus without records, and answers too: so
+    there the answers end when no more have come for a while.
+    """
     drafts, answers = [draft(name, order) for order in orders], list[Answer]()
     missing = {message.id: max(members[order.group], 1) for message, order in zip(drafts, orders, strict=True)}
     consumer = await app.bus().subscribe(Subscription(app=app.name, pattern=CONTROL + name))
     timer = asyncio.get_running_loop().call_later(timeout, consumer.stop)
     try:
         await app.publish_many(drafts)
-        while any(left > 0 for left in missing.values()) and (batch := await consumer.receive(PAGE)):
+        while batch := await consumer.receive(PAGE):
             for message in (delivery.message for delivery in batch):
                 if message.correlation_id in missing and isinstance(answer := said(message), Answer):
                     missing[message.correlation_id] -= 1
                     answers.append(answer)
+            if not any(left > 0 for left in missing.values()):
+                if remembers(app.bus()):
+                    break
+                timer.cancel()
+                timer = asyncio.get_running_loop().call_later(LINGER, consumer.stop)
     finally:
         timer.cancel()
         consumer.stop()

@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 from tests.servers import server
 
 from tidings.kernel.message import Message, new_id
-from tidings.kernel.transport import Delivery, Event, Settlement, Subscription
+from tidings.kernel.transport import Event, Subscription
 from tidings.transports.kafka import Kafka
 from tidings.transports.kafka.consumers import GroupConsumer
 from tidings.transports.kafka.transport import KafkaTransport
-
-DEADLINE = 20.0
 
 
 @contextlib.asynccontextmanager
@@ -51,22 +49,3 @@ async def member(transport: KafkaTransport, group: str = "shop.bill", pattern: s
     consumer = await transport.subscribe(Subscription(app="tests", pattern=pattern, group=group))
     assert isinstance(consumer, GroupConsumer)
     return consumer
-
-
-async def take(consumer: GroupConsumer, count: int) -> list[Delivery]:
-    came: list[Delivery] = []
-    async with asyncio.timeout(DEADLINE):
-        while len(came) < count:
-            came += await consumer.receive(count - len(came))
-    return came
-
-
-async def ack(consumer: GroupConsumer, *deliveries: Delivery) -> None:
-    assert not await consumer.settle([Settlement(delivery) for delivery in deliveries])
-
-
-async def until(condition: Callable[[], Any], what: str, within: float = DEADLINE) -> None:
-    end = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < end, f"not within {within:g} s: {what}"
-        await asyncio.sleep(0.01)

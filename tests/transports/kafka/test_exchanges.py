@@ -16,7 +16,8 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from tests.servers import fresh
-from tests.transports.kafka.helpers import ack, bus, member, message, take, until
+from tests.transports.consuming import settle, take, until
+from tests.transports.kafka.helpers import bus, member, message
 
 from tidings.kernel.errors import BusUnavailable, TooLarge
 from tidings.kernel.transport import ACK, Retry, Settlement
@@ -198,7 +199,7 @@ def test_what_is_refused_touches_no_other_one_of_its_transaction() -> None:
             assert await outputs(kafka) == {outs[n].id: 1 for n in (0, 1, 3, 5)}
             (back,) = await take(consumer, 1)
             assert (back.message.id, back.failures) == (taken[5].message.id, 1)
-            await ack(consumer, taken[2], back)
+            await settle(consumer, [taken[2], back])
             await consumer.close()
             assert not await kafka.publish([last := message()])
             again = await member(kafka)

@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 from tests.servers import fresh
-from tests.transports.kafka.helpers import ack, bus, member, message, until
+from tests.transports.consuming import settle, until
+from tests.transports.kafka.helpers import bus, member, message
 
 from tidings.kernel.errors import BusUnavailable, InvalidURL
 from tidings.kernel.transport import Event
@@ -140,7 +141,7 @@ def test_a_partition_of_the_network() -> None:
                     while sent.id not in ids:
                         batch = await consumer.receive(10)
                         ids |= {d.message.id for d in batch}
-                        await ack(consumer, *batch)
+                        await settle(consumer, batch)
                 proxy.up.stall()
                 proxy.down.stall()
                 (failure,) = await kafka.publish([message()])

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 from msgspec.structs import replace
-from tests.transports.kafka.helpers import ack, bus, member, message, take, until
+from tests.transports.consuming import settle, take, until
+from tests.transports.kafka.helpers import bus, member, message
 
 from tidings.kernel.errors import BusError
 from tidings.kernel.transport import Event
@@ -95,7 +96,7 @@ def test_a_consumer_that_fails_is_told_and_replaced() -> None:
             assert not await kafka.publish([sent := message()])
             (delivery,) = await take(consumer, 1)
             assert delivery.message.id == sent.id
-            await ack(consumer, delivery)
+            await settle(consumer, [delivery])
             await consumer.close()
 
     asyncio.run(main())

@@ -9,7 +9,8 @@ import pytest
 from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.cimpl import NewTopic
-from tests.transports.kafka.helpers import ack, bus, member, message, take
+from tests.transports.consuming import settle, take
+from tests.transports.kafka.helpers import bus, member, message
 
 from tidings.kernel.transport import Retry, Settlement
 
@@ -60,7 +61,7 @@ def test_strange_records_are_handled() -> None:
             assert (m.body, m.key, m.content_type, m.header("n")) == (b"<plain/>", "ff00", "text/xml", "")
             assert m.id == f"{topic}/0/0"
             assert (second.message.body, second.message.content_type, second.message.key) == (b"", "", None)
-            await ack(consumer, second)
+            await settle(consumer, [second])
             assert not await consumer.settle([Settlement(first, Retry(1.2, 1))])
             (again,) = await take(consumer, 1)
             assert (again.message.id, again.message.key, again.failures) == (m.id, "ff00", 1)

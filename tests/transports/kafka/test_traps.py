@@ -10,7 +10,8 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions, NewTopic
-from tests.transports.kafka.helpers import ack, bus, member, message, take, until
+from tests.transports.consuming import settle, take, until
+from tests.transports.kafka.helpers import bus, member, message
 
 from tidings.kernel.errors import NoAnswerer, TooLarge
 from tidings.kernel.transport import Event, Retry, Settlement, Subscription
@@ -29,7 +30,7 @@ def test_a_commit_does_not_wait_behind_polls() -> None:
             taken = await take(consumer, 20)
             for delivery in taken:
                 began = time.monotonic()
-                await ack(consumer, delivery)
+                await settle(consumer, [delivery])
                 assert time.monotonic() - began < 0.5
             await consumer.close()
 
@@ -79,12 +80,12 @@ def test_a_partition_in_hand_is_finished_before_it_is_given_up() -> None:
             other = await member(second)
             await asyncio.sleep(1.0)  # the rebalance waits for us
             done = [d.message.id for d in held]
-            await ack(mine, *held)
+            await settle(mine, held)
 
             async def work(consumer: object) -> None:
                 while batch := await consumer.receive(50):  # type: ignore[attr-defined]
                     done.extend(d.message.id for d in batch)
-                    await ack(consumer, *batch)  # type: ignore[arg-type]
+                    await settle(consumer, batch)  # type: ignore[arg-type]
 
             working = [asyncio.ensure_future(work(consumer)) for consumer in (mine, other)]
             await until(lambda: len(done) >= 400 and other.windows, "all handled, by two members")
@@ -107,7 +108,7 @@ def test_settled_out_of_order_and_handed_on() -> None:
             consumer = await member(kafka)
             await kafka.publish(sent := [message() for _ in range(50)])
             taken = await take(consumer, 50)
-            await ack(consumer, *taken[1::2])
+            await settle(consumer, taken[1::2])
             await consumer.close()
             again = await member(kafka)
             assert [d.message.id for d in await take(again, 25)] == [m.id for m in sent[::2]]
@@ -143,7 +144,7 @@ def test_a_longer_delay_goes_by_way_of_the_levels() -> None:
             assert (again.failures, again.message.id, again.message.topic) == (1, first.message.id, "orders.placed")
             levels = {name for name in kafka.destinations.values() if name.startswith("_tidings.delayed.")}
             assert "_tidings.delayed.1" in levels
-            await ack(consumer, again)
+            await settle(consumer, [again])
             await consumer.close()
 
     asyncio.run(main())
@@ -232,7 +233,7 @@ def test_what_retention_has_deleted_is_passed_over() -> None:
             consumer = await kafka.subscribe(asked)
             taken = await take(consumer, 10)
             assert [delivery.token for delivery in taken] == list(range(2990, 3000))
-            await ack(consumer, *taken)
+            await settle(consumer, taken)
             await consumer.close()
 
     asyncio.run(main())

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 from tests.servers import server
 
 from tidings.kernel.message import Message, new_id
-from tidings.kernel.transport import Delivery, Event, Settlement, Subscription
+from tidings.kernel.transport import Event, Subscription
 from tidings.transports.nats import NATS
 from tidings.transports.nats.transport import NATSTransport
-
-DEADLINE = 15.0
 
 
 def fresh_namespace() -> str:
@@ -58,35 +55,6 @@ def group(pattern: str = "orders.>", name: str | None = "shop.bill", **more: Any
 def message(n: int = 0, topic: str = "orders.placed", **more: Any) -> Message[Any]:
     given = {"id": new_id(), "time": time.time(), "type": topic, "source": "test", **more}
     return Message(topic, body=b"%d" % n, **given)
-
-
-async def take(consumer: Any, count: int, limit: int = 500, within: float = DEADLINE) -> list[Delivery]:
-    """Exactly ``count`` deliveries."""
-    found: list[Delivery] = []
-    async with asyncio.timeout(within):
-        while len(found) < count:
-            found += await consumer.receive(min(limit, count - len(found)))
-    return found
-
-
-async def settle(consumer: Any, deliveries: Sequence[Delivery], **more: Any) -> None:
-    failures = await consumer.settle([Settlement(delivery, **more) for delivery in deliveries])
-    assert not failures, failures
-
-
-async def nothing(consumer: Any, seconds: float = 0.2) -> None:
-    """Nothing comes for a while; it ends the consumer."""
-    task = asyncio.ensure_future(consumer.receive(1))
-    done, _ = await asyncio.wait({task}, timeout=seconds)
-    assert not done, task.result()
-    consumer.stop()
-    assert list(await task) == []
-
-
-async def until(condition: Callable[[], Any], within: float = DEADLINE) -> None:
-    async with asyncio.timeout(within):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
 
 
 async def in_flight(transport: NATSTransport, name: str = "shop~bill") -> int:

@@ -6,7 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.transports.nats.helpers import bus, group, in_flight, message, nothing, raw, settle, take, until
+from tests.transports.consuming import nothing, settle, take, until
+from tests.transports.nats.helpers import bus, group, in_flight, message, raw
 
 from tidings.kernel.errors import BusError
 from tidings.kernel.topics import DEAD

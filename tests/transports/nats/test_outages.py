@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from tests.servers import cluster, fresh
-from tests.transports.nats.helpers import bus, group, in_flight, message, settle, take, until
+from tests.transports.consuming import settle, take, until
+from tests.transports.nats.helpers import bus, group, in_flight, message
 
 from tidings.kernel.errors import BusUnavailable
 from tidings.kernel.topics import GROUP
@@ -191,7 +192,7 @@ async def test_a_silent_connection_is_found_dead_and_nothing_is_lost_or_doubled(
             accepted = len(load.accepted)
             await asyncio.sleep(1)
             assert len(load.accepted) == accepted, "something was accepted without an answer"
-            await until(lambda: not b.ready.is_set(), 30)
+            await until(lambda: not b.ready.is_set(), within=30)
             proxy.heal()
             await load.more(100)
             await load.end()

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from cloudevents.core.bindings.http import HTTPMessage, from_binary_event
 from cloudevents.core.formats.json import JSONFormat
-from tests.transports.nats.helpers import bus, fresh_namespace, group, in_flight, message, raw, settle, take
+from tests.transports.consuming import settle, take
+from tests.transports.nats.helpers import bus, fresh_namespace, group, in_flight, message, raw
 
 from tidings import App
 from tidings.kernel.errors import BusError, BusUnavailable, NotFound

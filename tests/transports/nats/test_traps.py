@@ -8,7 +8,8 @@ from threading import Thread
 from typing import Any
 
 import pytest
-from tests.transports.nats.helpers import bus, fresh_namespace, group, in_flight, message, nothing, settle, take, until
+from tests.transports.consuming import nothing, settle, take, until
+from tests.transports.nats.helpers import bus, fresh_namespace, group, in_flight, message
 
 from tidings.kernel.errors import BusError, NotFound, TooLarge
 from tidings.kernel.topics import DEAD, GROUP

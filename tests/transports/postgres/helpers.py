@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
 
 from tidings.kernel.message import Message
-from tidings.kernel.transport import Delivery, Event, Settlement, Subscription
+from tidings.kernel.transport import Event, Subscription
 from tidings.transports.postgres import Postgres
 from tidings.transports.postgres.transport import PostgresTransport
 
-DEADLINE = 15.0
 STORE = """
 SELECT store(ARRAY[$1::int], NULL, NULL, NULL,
     array_fill(1, ARRAY[$3::int]), array_fill(octet_length($2::bytea), ARRAY[$3::int]), $2, '{}')
@@ -53,32 +51,3 @@ def group(pattern: str = "orders.>", name: str = "shop.bill", **more: Any) -> Su
 
 def message(n: int = 0, topic: str = "orders.placed", **more: Any) -> Message[Any]:
     return Message(topic, body=b"%d" % n, id=f"m{n}", time=time.time(), **more)
-
-
-async def take(consumer: Any, count: int, limit: int = 100, within: float = DEADLINE) -> list[Delivery]:
-    """Exactly ``count`` deliveries."""
-    found: list[Delivery] = []
-    async with asyncio.timeout(within):
-        while len(found) < count:
-            found += await consumer.receive(min(limit, count - len(found)))
-    return found
-
-
-async def ack(consumer: Any, deliveries: Sequence[Delivery]) -> None:
-    assert list(await consumer.settle([Settlement(d) for d in deliveries])) == []
-
-
-async def nothing(consumer: Any, seconds: float = 0.3) -> None:
-    """Nothing comes for a while; what came too late ends the consumer."""
-    task = asyncio.ensure_future(consumer.receive(1))
-    done, _ = await asyncio.wait({task}, timeout=seconds)
-    assert not done, task.result()
-    consumer.stop()
-    assert list(await task) == []
-
-
-async def until(condition: Callable[[], Any], within: float = DEADLINE) -> None:
-    end = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < end, "not in time"
-        await asyncio.sleep(0.01)

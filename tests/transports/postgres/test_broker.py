@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 import pytest
 from msgspec.structs import replace
 from tests.servers import fresh
-from tests.transports.postgres.helpers import STORE, ack, bus, group, message, nothing, raw, take, until
+from tests.transports.consuming import nothing, settle, take, until
+from tests.transports.postgres.helpers import STORE, bus, group, message, raw
 
 from tidings.kernel.errors import BusError, BusUnavailable, InvalidURL
 from tidings.kernel.transport import Event, Retry, Settlement
@@ -64,7 +65,7 @@ async def test_killed_three_times_under_load() -> None:
                     await asyncio.to_thread(mine.restart)
             stop = True
             await asyncio.gather(*work)
-            await until(lambda: accepted <= set(handled), 30)
+            await until(lambda: accepted <= set(handled), within=30)
             consumer.stop()
             await consuming
     assert len(of(told, "lost")) >= 3
@@ -88,7 +89,7 @@ async def test_a_restart_costs_no_lease() -> None:
                 await consumer.extend(held)
                 assert not (await asyncio.wait({waiting}, timeout=0.5))[0]
             assert all(delivery.session.alive for delivery in held)
-            await ack(consumer, held)
+            await settle(consumer, held)
             rival.stop()
             assert not await waiting
     assert not of(told, "fenced")
@@ -134,14 +135,14 @@ async def test_cut_off_for_longer_than_a_lease(place: str) -> None:
                 rival = await other.subscribe(group())
                 (again,) = await take(rival, 1)
                 assert (again.suspect, again.crashes, again.failures) == (True, 0, 0)
-                await until(lambda: not held.session.alive, 3)
+                await until(lambda: not held.session.alive, within=3)
                 proxy.heal()
                 (failure,) = await settled(consumer, [Settlement(held)])
                 assert failure.kind == "fenced"
-                await ack(rival, [again])
+                await settle(rival, [again])
                 await rival.close()
                 await other.publish([message(2)])
-                await ack(consumer, await take(consumer, 1, within=30))
+                await settle(consumer, await take(consumer, 1, within=30))
     assert of(told, "fenced")
 
 
@@ -168,8 +169,8 @@ async def test_connections_are_cut(place: str) -> None:
             await asyncio.sleep(1.2)
         assert not await end.publish([message(3)])
         assert all(delivery.session.alive for delivery in held)
-        await ack(consumer, held)
-        await ack(consumer, await take(consumer, 1))
+        await settle(consumer, held)
+        await settle(consumer, await take(consumer, 1))
         assert await con.fetchval("SELECT present AND missed IS NULL FROM member")
     assert not of(told, "fenced") + of(told, "recovered")
 
@@ -257,7 +258,7 @@ async def test_the_answer_to_a_claim_is_lost(place: str, monkeypatch: pytest.Mon
         assert sorted((d.message.id, d.failures, d.suspect) for d in came) == [
             ("m0", 3, False), *((f"m{n}", 0, False) for n in range(1, 5))
         ]  # fmt: skip
-        await ack(consumer, came)
+        await settle(consumer, came)
         await nothing(consumer)
 
 
@@ -275,7 +276,7 @@ async def test_a_claim_is_cut_off_and_nothing_else_comes(place: str) -> None:
                 break
             await asyncio.sleep(0.01)
         await con.execute("SELECT pg_advisory_unlock_all()")
-        await ack(consumer, await waiting)
+        await settle(consumer, await waiting)
 
 
 async def test_the_answer_to_a_settlement_is_lost(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,7 +290,7 @@ async def test_the_answer_to_a_settlement_is_lost(place: str, monkeypatch: pytes
         with pytest.raises(Unanswered):
             await consumer.settle(done)
         assert {failure.kind for failure in await consumer.settle(done)} == {"fenced"}, "it was done the first time"
-        await ack(out, await take(out, 1))
+        await settle(out, await take(out, 1))
         await nothing(out)
         await nothing(consumer)
 
@@ -310,7 +311,7 @@ async def test_the_answer_to_a_settlement_of_a_part_is_lost(place: str, monkeypa
         await nothing(out)
         again = await take(consumer, 2)
         assert sorted(d.message.id for d in again) == ["m2", "m3"]
-        await ack(consumer, again)
+        await settle(consumer, again)
         await nothing(consumer)
 
 
@@ -326,11 +327,11 @@ async def test_acknowledgements_were_lost_with_the_server(place: str, rest: str)
             held = await take(consumer, 1)
         await con.execute(f"CREATE TEMP TABLE before AS SELECT * FROM {rest}")
         waiting = asyncio.ensure_future(take(consumer, 1))
-        await ack(consumer, held)
+        await settle(consumer, held)
         await con.execute(f"INSERT INTO {rest} SELECT * FROM before")
         (again,) = await waiting
         assert (again.message.id, again.suspect, again.crashes) == ("m1", False, 0)
-        await ack(consumer, [again])
+        await settle(consumer, [again])
         await nothing(consumer)
 
 
@@ -339,7 +340,7 @@ async def test_numbers_were_lost_with_the_server(place: str) -> None:
     async with bus(place) as end, bus(place) as other, raw(place) as con:
         consumer = await end.subscribe(group())
         await other.publish([message(n) for n in range(5)])
-        await ack(consumer, await take(consumer, 5))
+        await settle(consumer, await take(consumer, 5))
         await until(lambda: end.seen == 5)
         waiting = asyncio.ensure_future(take(consumer, 1))
         await until(lambda: not consumer.more and consumer.future is not None)
@@ -348,7 +349,7 @@ async def test_numbers_were_lost_with_the_server(place: str) -> None:
         await other.publish([message(9)])
         (delivery,) = await waiting
         assert delivery.message.id == "m9"
-        await ack(consumer, [delivery])
+        await settle(consumer, [delivery])
 
 
 async def test_a_settlement_that_never_arrived_is_undone(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,14 +395,14 @@ async def test_who_holds_the_log_is_told(place: str, monkeypatch: pytest.MonkeyP
     async with bus(place, told) as end, raw(place) as con:
         consumer = await end.subscribe(group())
         await end.publish([message(1)])
-        await ack(consumer, await take(consumer, 1))
+        await settle(consumer, await take(consumer, 1))
         channel = await con.fetchval("SELECT id FROM channel")
         record = await con.fetchval("SELECT record FROM log")
         transaction = con.transaction()
         await transaction.start()
         await con.execute(STORE, channel, record, 1)
         waiting = asyncio.ensure_future(end.publish([message(2)]))
-        await until(lambda: any("holds the log" in event.detail for event in told), 10)
+        await until(lambda: any("holds the log" in event.detail for event in told), within=10)
         assert not waiting.done()
         assert str(await con.fetchval("SELECT pg_backend_pid()")) in of(told, "lost")[-1].detail
         await transaction.commit()
@@ -436,7 +437,7 @@ async def test_large_messages_among_small_ones_come_in_order(place: str, ordered
         came = await take(consumer, 160, 512)
         assert [d.message.id for d in came] == [m.id for m in published]
         assert [len(d.message.body) for d in came] == [len(m.body) for m in published]
-        await ack(consumer, came)
+        await settle(consumer, came)
 
 
 async def test_large_messages_do_not_let_others_pass_that_have_less_priority(place: str) -> None:

@@ -11,7 +11,8 @@ import psycopg
 import pytest
 import sqlalchemy
 from sqlalchemy.orm import Session
-from tests.transports.postgres.helpers import bus, group, message, nothing, take, until
+from tests.transports.consuming import nothing, take, until
+from tests.transports.postgres.helpers import bus, group, message
 
 from tidings import App, Topic
 from tidings.kernel.errors import InvalidOption, PayloadRefused, TooLarge

@@ -9,7 +9,8 @@ import sys
 import pytest
 from cloudevents.core.base import BaseCloudEvent
 from cloudevents.core.v1.event import CloudEvent
-from tests.transports.postgres.helpers import ack, bus, group, message, nothing, raw, take
+from tests.transports.consuming import nothing, settle, take
+from tests.transports.postgres.helpers import bus, group, message, raw
 
 from tidings.kernel.errors import BusCorrupt, BusTooNew, BusUnavailable
 from tidings.kernel.message import Message
@@ -45,7 +46,7 @@ async def test_raw_sql_publishes_with_its_transaction(place: str) -> None:
             await con.execute("SELECT send('orders.placed', '2')")
         (delivery,) = await take(consumer, 1)
         assert delivery.message.body == b"2"
-        await ack(consumer, [delivery])
+        await settle(consumer, [delivery])
         await nothing(consumer)
 
 
@@ -69,7 +70,7 @@ async def test_raw_sql_keeps_the_order_of_a_key(place: str) -> None:
         for body in (b"2", b"0", b"1"):
             (delivery,) = await take(consumer, 1)
             assert delivery.message.body == body
-            await ack(consumer, [delivery])
+            await settle(consumer, [delivery])
 
 
 async def test_raw_sql_reads(place: str) -> None:
@@ -160,10 +161,10 @@ async def test_an_empty_schema_is_used(place: str) -> None:
                 await con.execute(f"GRANT SELECT ON {namespace}.meta TO {role}_user")
                 async with bus(user) as other:
                     assert not await other.publish([message(1)])
-                    await ack(consumer, await take(consumer, 1))
+                    await settle(consumer, await take(consumer, 1))
                     shared = await other.subscribe(group(name="shop.ship"))
                     assert not await end.publish([message(2)])
-                    await ack(shared, await take(shared, 1))
+                    await settle(shared, await take(shared, 1))
                     await shared.close()
         finally:
             await con.execute(f"DROP SCHEMA IF EXISTS {namespace} CASCADE; DROP ROLE {role}; DROP ROLE {role}_user")

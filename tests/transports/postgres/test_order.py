@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.transports.postgres.helpers import ack, bus, group, message, until
+from tests.transports.consuming import settle, until
+from tests.transports.postgres.helpers import bus, group, message
 
 
 @pytest.mark.parametrize("ordered", [False, True])
@@ -18,7 +19,7 @@ async def test_topics_that_appear_while_a_group_reads(place: str, ordered: bool)
         async def read() -> None:
             while batch := await consumer.receive(100):
                 came.update(delivery.message.id for delivery in batch)
-                await ack(consumer, batch)
+                await settle(consumer, batch)
 
         async def publish(source: object, start: int, topic: str) -> None:
             for n in range(start, start + 300):
@@ -40,7 +41,7 @@ async def test_several_publish_at_once(place: str) -> None:
         async def read(index: int) -> None:
             while batch := await consumers[index].receive(64):
                 came[index] += [int(delivery.message.body) for delivery in batch]
-                await ack(consumers[index], batch)
+                await settle(consumers[index], batch)
 
         async def publish(source: object, start: int) -> None:
             for n in range(start, start + 500, 5):

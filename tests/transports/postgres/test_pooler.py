@@ -8,7 +8,8 @@ from typing import Any
 import asyncpg
 import pytest
 from tests.servers import server
-from tests.transports.postgres.helpers import ack, bus, group, message, nothing, raw, take
+from tests.transports.consuming import nothing, settle, take
+from tests.transports.postgres.helpers import bus, group, message, raw
 
 from tidings import App, Service
 from tidings.kernel.transport import Retry, Settlement
@@ -46,9 +47,9 @@ async def test_everything_works(pooled: str) -> None:
         assert not await consumer.settle([Settlement(came[0], Retry(0.2, 1)), *map(Settlement, came[1:])])
         (again,) = await take(consumer, 1)
         assert (again.message.id, again.failures) == (came[0].message.id, 1)
-        await ack(consumer, [again])
+        await settle(consumer, [again])
         await other.publish([message(999, deliver_at=end.clock.now() + 0.3)])
-        await ack(consumer, await take(consumer, 1))
+        await settle(consumer, await take(consumer, 1))
         assert [info.lag for info in await end.groups()] == [0]
         await nothing(consumer)
         await live.close()
@@ -73,7 +74,7 @@ async def test_with_the_server_beside_it(pooled: str, straight: str) -> None:
         began = asyncio.get_running_loop().time()
         for n in range(5):
             await other.publish([message(n)])
-            await ack(consumer, await take(consumer, 1))
+            await settle(consumer, await take(consumer, 1))
         assert asyncio.get_running_loop().time() - began < 3
         assert await con.fetchval("SELECT bool_and(present) FROM member")
 
@@ -90,7 +91,7 @@ async def test_no_session_lock_is_left_in_it(pooled: str, straight: str) -> None
     async with bus(pooled) as end, raw(straight) as con:
         consumer = await end.subscribe(group())
         await end.publish([message(n) for n in range(20)])
-        await ack(consumer, await take(consumer, 20))
+        await settle(consumer, await take(consumer, 20))
         for _ in range(100):  # those of a transaction are gone with it
             if not await con.fetchval(LOCKS):
                 break

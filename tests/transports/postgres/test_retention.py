@@ -6,7 +6,8 @@ import asyncio
 import time
 
 from msgspec.structs import replace
-from tests.transports.postgres.helpers import STORE, ack, bus, group, message, raw, take
+from tests.transports.consuming import settle, take
+from tests.transports.postgres.helpers import STORE, bus, group, message, raw
 
 from tidings.kernel.topics import DEAD
 from tidings.kernel.transport import Event, Retry, Settlement
@@ -30,7 +31,7 @@ async def test_what_nobody_needs_is_dropped(place: str) -> None:
         held = await take(consumer, 500)
         await sweep(end)
         assert await con.fetchval("SELECT count(*) FROM messages") >= 400, "it is still in hand"
-        await ack(consumer, held)
+        await settle(consumer, held)
         await sweep(end)
         assert await con.fetchval("SELECT count(*) FROM messages") == 0
         assert await con.fetchval("SELECT count(*) FROM segment") <= 2
@@ -57,7 +58,7 @@ async def test_what_is_parked_is_kept(place: str) -> None:
         assert info.oldest is not None
         (again,) = await take(consumer, 1)
         assert (again.message.id, again.failures) == (held[0].message.id, 2)
-        await ack(consumer, [again])
+        await settle(consumer, [again])
 
 
 async def test_time_decides(place: str) -> None:
@@ -86,7 +87,7 @@ async def test_an_abandoned_group_holds_nothing_back(place: str) -> None:
         assert any(event.kind == "retention" and "shop.bill" in event.detail for event in told)
         consumer = await end.subscribe(group())  # revived
         await end.publish([message(7)])
-        await ack(consumer, await take(consumer, 1))
+        await settle(consumer, await take(consumer, 1))
 
 
 async def test_a_long_reader_stops_nobody(place: str) -> None:
@@ -134,7 +135,7 @@ async def test_a_new_group_reads_what_is_left(place: str) -> None:
         consumer = await end.subscribe(group(start=0.0))
         came = await take(consumer, 350)
         assert [delivery.message.id for delivery in came] == [f"m{n}" for n in range(350)]
-        await ack(consumer, came)
+        await settle(consumer, came)
         await consumer.close()
         await end.seek("shop.bill", 0.0)
         assert len(await take(await end.subscribe(group()), 350)) == 350

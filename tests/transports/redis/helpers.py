@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import redis
 from tests.servers import server
 
 from tidings.kernel.message import Message, new_id
-from tidings.kernel.transport import Delivery, Event, Settlement, Subscription
+from tidings.kernel.transport import Event, Subscription
 from tidings.transports.redis import Redis
 from tidings.transports.redis.transport import RedisTransport
-
-DEADLINE = 15.0
 
 
 def namespace() -> str:
@@ -46,34 +43,6 @@ def group(pattern: str = "orders.placed", name: str = "shop.bill", **more: Any) 
 
 def message(n: int = 0, topic: str = "orders.placed", **more: Any) -> Message[Any]:
     return Message(topic, body=b"%d" % n, id=f"m{n}", time=time.time(), source="shop", type=topic, **more)
-
-
-async def take(consumer: Any, count: int, limit: int = 100) -> list[Delivery]:
-    """Exactly ``count`` deliveries."""
-    found: list[Delivery] = []
-    async with asyncio.timeout(DEADLINE):
-        while len(found) < count:
-            found += await consumer.receive(min(limit, count - len(found)))
-    return found
-
-
-async def nothing(consumer: Any, seconds: float = 0.3) -> None:
-    """Nothing comes, and the consumer is at its end."""
-    waiting = asyncio.ensure_future(consumer.receive(10))
-    await asyncio.sleep(seconds)
-    consumer.stop()
-    assert not await asyncio.wait_for(waiting, DEADLINE)
-
-
-async def ack(consumer: Any, deliveries: Sequence[Delivery]) -> None:
-    assert list(await consumer.settle([Settlement(d) for d in deliveries])) == []
-
-
-async def until(condition: Callable[[], Any], what: str = "", seconds: float = DEADLINE) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, what or condition
-        await asyncio.sleep(0.01)
 
 
 def kinds(told: Sequence[Event]) -> list[str]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from tests.servers import fresh, server
-from tests.transports.redis.helpers import bus, group, message, raw, take
+from tests.transports.consuming import take
+from tests.transports.redis.helpers import bus, group, message, raw
 
 from tidings.kernel.errors import BusUnavailable, InvalidOption, InvalidURL
 from tidings.transports.redis import Redis, size

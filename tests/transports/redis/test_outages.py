@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from tests.servers import cluster, fresh
-from tests.transports.redis.helpers import ack, bus, group, kinds, message, namespace, raw, take, until
+from tests.transports.consuming import settle, take, until
+from tests.transports.redis.helpers import bus, group, kinds, message, namespace, raw
 
 from tidings.kernel.errors import BusError, BusUnavailable
 from tidings.kernel.transport import Event
@@ -47,7 +48,7 @@ class Load:
             self.handled += [d.message.id for d in batch]
             while True:
                 try:
-                    await ack(self.consumer, batch)
+                    await settle(self.consumer, batch)
                     break
                 except BusError:
                     await asyncio.sleep(0.1)
@@ -178,7 +179,7 @@ async def test_half_open_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         async with mine.proxied() as (url, proxy), bus(url, told, publish_wait=20.0) as open:
             consumer = await open.subscribe(group())
             await open.publish([message(1)])
-            await ack(consumer, await take(consumer, 1))
+            await settle(consumer, await take(consumer, 1))
             waiting = asyncio.ensure_future(consumer.receive(10))
             await asyncio.sleep(0.1)
             proxy.down.stall()
@@ -212,7 +213,7 @@ async def test_a_sentinel_says_where_the_primary_is() -> None:
         async with bus(sentinel.url, told, publish_wait=30.0, replicas=1) as open:
             consumer = await open.subscribe(group())
             assert await open.publish([message(n) for n in range(10)]) == ()
-            await ack(consumer, await take(consumer, 5))
+            await settle(consumer, await take(consumer, 5))
             await asyncio.to_thread(primary.kill)
             open.options = (
                 open.options.__replace__(replicas=0) if hasattr(open.options, "__replace__") else open.options
@@ -240,7 +241,7 @@ async def test_a_cluster() -> None:
                     await open.publish([message(1), message(2, "orders.paid"), message(3, deliver_at=time.time())])
                     == ()
                 )
-                await ack(consumer, await take(consumer, 3))
+                await settle(consumer, await take(consumer, 3))
                 assert [info.messages for info in await open.topics()] == [1, 2] or len(await open.topics()) == 2
                 assert await open.client.ping()
                 ports.add(open.link.port)
@@ -286,7 +287,7 @@ async def test_an_outage_longer_than_the_lease_makes_nobody_a_suspect() -> None:
             assert not any(each.done() for each in waiting)
             for consumer, in_hand in zip(consumers, held, strict=True):
                 assert all(d.session.alive for d in in_hand)
-                await ack(consumer, in_hand)
+                await settle(consumer, in_hand)
                 consumer.stop()
             await asyncio.gather(*waiting)
 

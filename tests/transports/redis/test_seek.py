@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tests.transports.redis.helpers import ack, bus, group, message, nothing, raw, take
+from tests.transports.consuming import nothing, settle, take
+from tests.transports.redis.helpers import bus, group, message, raw
 
 from tidings.kernel.transport import Delivery, Release, Retry, Settlement
 from tidings.transports.redis.transport import RedisTransport
@@ -15,7 +16,7 @@ async def came(open: RedisTransport, count: int) -> list[tuple[str, int]]:
     """What a new member gets: ids and failures; nothing more than ``count``."""
     consumer = await open.subscribe(group())
     found = await take(consumer, count)
-    await ack(consumer, found)
+    await settle(consumer, found)
     await nothing(consumer)
     await consumer.close()
     return sorted((each.message.id, each.failures) for each in found)
@@ -40,7 +41,7 @@ async def test_what_was_to_be_tried_again_comes_once() -> None:
         assert not await consumer.settle(
             [Settlement(each, actions[each.token]) for each in (later, soon, given, again)]
         )
-        await ack(consumer, [done])
+        await settle(consumer, [done])
         copies = {each.message.id: each for each in await take(consumer, 2)}
         assert not await consumer.settle([Settlement(copies["m3"], Retry(60.0, 2))])
         await consumer.close()  # which gives m1 back: a copy of a copy
@@ -80,7 +81,7 @@ async def test_what_the_dead_hold_comes_once_and_is_theirs_no_more() -> None:
         late = await dead.settle([Settlement(each) for each in (copy, *rest)])
         assert [failure.kind for failure in late] == ["fenced"] * 3
         assert raw().xpending(open.key("orders.placed"), "shop.bill")["pending"] == 3
-        await ack(consumer, found)
+        await settle(consumer, found)
         await nothing(consumer)
 
 
@@ -111,4 +112,4 @@ async def test_what_the_dead_hold_of_a_group_that_was_dropped_is_theirs_no_more(
         found = await take(consumer, 1)
         assert [failure.kind for failure in await dead.settle([Settlement(each) for each in held])] == ["fenced"]
         assert raw().xpending(open.key("orders.placed"), "shop.bill")["pending"] == 1
-        await ack(consumer, found)
+        await settle(consumer, found)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from cloudevents.core.v1.event import CloudEvent
-from tests.transports.redis.helpers import ack, bus, group, message, namespace, raw, take
+from tests.transports.consuming import settle, take
+from tests.transports.redis.helpers import bus, group, message, namespace, raw
 
 from tidings.kernel.errors import BusError
 from tidings.kernel.transport import Retry, Settlement
@@ -79,7 +80,7 @@ async def test_a_stranger_is_a_group_beside_ours() -> None:
         ((_, entries),) = raw().xreadgroup("theirs", "c", {key: ">"})
         assert entries[0][1][b"body"] == b"1"
         raw().xack(key, "theirs", entries[0][0])
-        await ack(consumer, await take(consumer, 1))
+        await settle(consumer, await take(consumer, 1))
         assert raw().xpending(key, "shop.bill")["pending"] == 0
 
 
@@ -93,9 +94,9 @@ async def test_a_stream_that_was_there_before() -> None:
         consumer = await open.subscribe(group())
         came = await take(consumer, 2)
         assert [d.message.body for d in came] == [b"2", b"3"]
-        await ack(consumer, came)
+        await settle(consumer, came)
         every = await open.subscribe(group("orders.*", "shop.all", start=0.0))
-        await ack(every, await take(every, 4))
+        await settle(every, await take(every, 4))
         await open.publish([message(9)])
         assert (await take(consumer, 1))[0].message.body == b"9"
         await open.upkeep.trim()

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from tests.servers import fresh
-from tests.transports.redis.helpers import ack, bus, group, kinds, message, namespace, nothing, raw, take, until
+from tests.transports.consuming import nothing, settle, take, until
+from tests.transports.redis.helpers import bus, group, kinds, message, namespace, raw
 
 from tidings.kernel.errors import BusError, BusFull, BusUnavailable
 from tidings.kernel.transport import Delivery, Event, Release, Retry, Settlement, Subscription
@@ -31,7 +32,7 @@ async def test_a_quiet_group_waits_longer_than_the_client_would() -> None:
             await open.publish([message()])
             (delivery,) = await waiting
             assert reads() == before
-            await ack(consumer, [delivery])
+            await settle(consumer, [delivery])
             assert kinds(told) == ["connected"]
 
 
@@ -63,7 +64,7 @@ async def test_no_more_than_was_asked_for() -> None:
             assert 0 < len(batch) <= 7
             assert len(consumer.held) <= 7 + 101, "at most one more of each stream"
             came += batch
-            await ack(consumer, batch)
+            await settle(consumer, batch)
         assert len({d.message.id for d in came}) == 1000
 
 
@@ -109,13 +110,13 @@ async def test_nothing_unsettled_is_trimmed() -> None:
         consumer = await open.subscribe(group())
         behind = await open.subscribe(group(name="shop.ship"))
         await open.publish([message(n) for n in range(10)])
-        await ack(behind, await take(behind, 9))
+        await settle(behind, await take(behind, 9))
         first, *others = await take(consumer, 8)
         await asyncio.sleep(0.01)
         assert await open.upkeep.trim() == 0
-        await ack(consumer, others)
+        await settle(consumer, others)
         assert await open.upkeep.trim() == 0, "one before them is held"
-        await ack(consumer, [first])
+        await settle(consumer, [first])
         assert await open.upkeep.trim() == 8
         assert [d.message.id for d in await take(consumer, 2)] == ["m8", "m9"]
         assert [d.message.id for d in await take(behind, 1)] == ["m9"]
@@ -125,12 +126,12 @@ async def test_a_group_that_begins_at_a_time_holds_back_what_is_younger() -> Non
     async with bus(retain=0.0) as open:
         consumer = await open.subscribe(group())
         await open.publish([message(n) for n in range(2)])
-        await ack(consumer, await take(consumer, 2))
+        await settle(consumer, await take(consumer, 2))
         await asyncio.sleep(0.01)
         behind = await open.subscribe(group(name="shop.ship", start=time.time()))
         assert await open.upkeep.trim() == 2, "it is at the last id there can be before"
         await open.publish([message(3)])
-        await ack(consumer, await take(consumer, 1))
+        await settle(consumer, await take(consumer, 1))
         await asyncio.sleep(0.01)
         assert await open.upkeep.trim() == 0
         assert [d.message.id for d in await take(behind, 1)] == ["m3"]
@@ -142,8 +143,8 @@ async def test_an_abandoned_group_holds_nothing_back() -> None:
         consumer = await open.subscribe(group())
         ahead = await open.subscribe(group(name="shop.ship"))
         await open.publish([message(n) for n in range(10)])
-        await ack(ahead, await take(ahead, 10))
-        await ack(consumer, await take(consumer, 2))
+        await settle(ahead, await take(ahead, 10))
+        await settle(consumer, await take(consumer, 2))
         await asyncio.sleep(0.01)
 
         def age(name: str) -> None:
@@ -181,7 +182,7 @@ async def test_what_an_abandoned_group_held_may_go_too() -> None:
         await open.publish([message(4)])
         (new,) = await take(consumer, 1)
         assert new.message.id == "m4"
-        await ack(consumer, [new])
+        await settle(consumer, [new])
         await nothing(consumer, 1.5)
 
 
@@ -189,7 +190,7 @@ async def test_retention_keeps_what_is_young_and_dead() -> None:
     async with bus(retain=60.0) as open:
         consumer = await open.subscribe(group())
         await open.publish([message(n) for n in range(3)])
-        await ack(consumer, await take(consumer, 3))
+        await settle(consumer, await take(consumer, 3))
         assert await open.upkeep.trim() == 0
     async with bus(retain=0.0) as open:
         await open.publish([message(1, address="_dead.shop.bill"), message(2)])
@@ -204,7 +205,7 @@ async def test_copies_that_are_settled_do_not_stay() -> None:
         await open.publish([message(n) for n in range(3)])
         for delivery in await take(consumer, 3):
             await consumer.settle([Settlement(delivery, Retry(0.0, 1))])
-        await ack(consumer, await take(consumer, 3))
+        await settle(consumer, await take(consumer, 3))
         await asyncio.sleep(0.01)
         await open.upkeep.trim()
         assert raw().xlen(open.key("_group.shop.bill")) == 0
@@ -230,7 +231,7 @@ async def test_a_member_that_holds_something_keeps_its_name() -> None:
         (delivery,) = await take(consumer, 1)
         await open.run("part", consumer.id, consumer.name, *consumer.topics)
         assert raw().xpending(open.key("orders.placed"), "shop.bill")["pending"] == 1
-        await ack(consumer, [delivery])
+        await settle(consumer, [delivery])
         await consumer.close()
         assert not raw().xinfo_consumers(open.key("orders.placed"), "shop.bill"), "one that holds nothing leaves"
 
@@ -251,7 +252,7 @@ async def test_a_killed_members_messages_come_long_before_its_lease_ends() -> No
             end.end(OSError("killed"))
         came = await take(consumer, 3)
         assert all(d.suspect and not d.crashes for d in came)
-        await ack(consumer, came)
+        await settle(consumer, came)
         victim.reader.close()
         await dying.client.aclose()
 
@@ -270,7 +271,7 @@ async def test_a_lost_answer_is_found_again() -> None:
         await open.publish([message(2)])
         (found,) = await asyncio.wait_for(waiting, 10)
         assert (found.message.id, found.suspect) == ("m2", False)
-        await ack(consumer, [held, found])
+        await settle(consumer, [held, found])
         await nothing(consumer)
 
 
@@ -285,7 +286,7 @@ async def test_what_was_settled_though_its_answer_was_lost_is_settled() -> None:
         consumer = await open.subscribe(group())
         await open.publish([message(n) for n in range(5)])
         zero, one, two, three, _ = await take(consumer, 5)
-        await ack(consumer, [zero])
+        await settle(consumer, [zero])
         batch = [
             Settlement(one),
             Settlement(two, outgoing=(message(9, "sent.one"),)),
@@ -306,7 +307,7 @@ async def test_what_was_perhaps_settled_and_perhaps_taken_is_unknown() -> None:
         slow = await open.subscribe(group())
         await open.publish([message(n) for n in range(3)])
         zero, two, one = await take(slow, 3)
-        await ack(slow, [zero])
+        await settle(slow, [zero])
         batch = [Settlement(one, outgoing=(message(9, "sent.one"),))]
         torn(open.link)
         with pytest.raises(BusUnavailable):
@@ -331,7 +332,7 @@ async def test_of_a_backlog_the_next_are_read_meanwhile_and_given_back() -> None
         assert len(second) == 500
         await asyncio.sleep(0.1)
         assert len(consumer.held) == 1112, "no more before that was handed out"
-        await ack(consumer, second)
+        await settle(consumer, second)
         (info,) = await open.groups()
         assert info.in_flight == 612
         consumer.stop()
@@ -393,7 +394,7 @@ async def test_who_is_busy_with_a_backlog_takes_over_from_the_dead() -> None:
             assert time.monotonic() < end, "what the dead held waits for the end of the backlog"
             batch = await consumer.receive(300)
             came |= {d.message.id for d in batch}
-            await ack(consumer, batch)
+            await settle(consumer, batch)
             await open.publish([message(10_000 + n) for n in range(300)])
 
 
@@ -412,7 +413,7 @@ async def test_a_late_settlement_of_a_lost_holder_does_nothing() -> None:
         assert [failure.kind for failure in failures] == ["fenced"] * 3
         assert raw().xpending(open.key("orders.placed"), "shop.bill")["pending"] == 3
         assert not raw().exists(open.key("billing.invoiced"))
-        await ack(rival, came)
+        await settle(rival, came)
         assert "fenced" in kinds(told)
 
 
@@ -421,11 +422,11 @@ async def test_scripts_that_were_flushed_are_loaded_again() -> None:
         consumer = await open.subscribe(group())
         await open.publish([message(1)])
         raw().script_flush()
-        await ack(consumer, await take(consumer, 1))
+        await settle(consumer, await take(consumer, 1))
         assert await open.tick("daily", 1.0)
         raw().script_flush()
         assert not await open.publish([message(2, "orders.late"), message(3)])
-        await ack(consumer, await take(consumer, 1))
+        await settle(consumer, await take(consumer, 1))
         assert await open.tick("daily", 2.0)
 
 
@@ -434,7 +435,7 @@ async def test_a_stream_deleted_underneath(pattern: str) -> None:
     async with bus() as open:
         consumer = await open.subscribe(group(pattern))
         await open.publish([message(1)])
-        await ack(consumer, await take(consumer, 1))
+        await settle(consumer, await take(consumer, 1))
         waiting = asyncio.ensure_future(consumer.receive(10))
         await asyncio.sleep(0.1)
         raw().delete(open.key("orders.placed"))
@@ -469,11 +470,11 @@ async def test_out_of_memory() -> None:
             assert [(failure.kind, type(failure.error)) for failure in failures] == [("rejected", BusFull)] * 2
             failures = await open.publish([message(7, "orders.new")])
             assert [type(failure.error) for failure in failures] == [BusFull]
-            await ack(consumer, [first])
+            await settle(consumer, [first])
             batch = [Settlement(second, Retry(0.0, 1)), Settlement(third, outgoing=(message(8, "billing.invoiced"),))]
             with pytest.raises(BusFull):
                 await consumer.settle(batch)
-            await ack(consumer, [fourth])
+            await settle(consumer, [fourth])
             raw(mine.url).config_set("maxmemory", 0)
             assert not await consumer.settle(batch), "nothing of it was done before"
             await open.publish([message(9)])
@@ -519,7 +520,7 @@ async def test_a_topic_that_was_left_is_drained_and_then_left_alone() -> None:
         await open.publish([message(3), message(4, "returns.late")])
         came = await take(consumer, 3)
         assert sorted(d.message.id for d in came) == ["m1", "m2", "m4"]
-        await ack(consumer, came)
+        await settle(consumer, came)
         await open.publish([message(5)])
         await nothing(consumer)
         await consumer.close()
@@ -541,7 +542,7 @@ async def test_due_messages_move_once_over_many_processes() -> None:
             while batch := await consumer.receive(50):
                 assert time.time() >= due
                 came.extend(d.message.id for d in batch)
-                await ack(consumer, batch)
+                await settle(consumer, batch)
 
         working = [asyncio.ensure_future(work(consumer)) for consumer in consumers]
         await until(lambda: len(came) >= 300)

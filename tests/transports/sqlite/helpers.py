@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -10,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tidings.kernel.message import Message
-from tidings.kernel.transport import Delivery, Event, Settlement, Subscription
+from tidings.kernel.transport import Delivery, Event, Subscription
 from tidings.transports.sqlite import SQLite, connect
 from tidings.transports.sqlite.claims import Claims
 from tidings.transports.sqlite.log import Log
 from tidings.transports.sqlite.transport import SQLiteTransport
-
-DEADLINE = 10.0
 
 
 @contextlib.asynccontextmanager
@@ -35,36 +32,6 @@ def group(pattern: str = "orders.>", name: str = "shop.bill", **more: Any) -> Su
 
 def message(n: int = 0, topic: str = "orders.placed", **more: Any) -> Message[Any]:
     return Message(topic, body=b"%d" % n, id=f"m{n}", time=time.time(), **more)
-
-
-async def take(consumer: Any, count: int, limit: int = 100) -> list[Delivery]:
-    """Exactly ``count`` deliveries."""
-    found: list[Delivery] = []
-    async with asyncio.timeout(DEADLINE):
-        while len(found) < count:
-            found += await consumer.receive(min(limit, count - len(found)))
-    return found
-
-
-async def ack(consumer: Any, deliveries: Sequence[Delivery]) -> None:
-    assert list(await consumer.settle([Settlement(d) for d in deliveries])) == []
-
-
-async def nothing(consumer: Any, seconds: float = 0.15) -> None:
-    """Nothing comes for a while; what came too late ends the consumer."""
-    task = asyncio.ensure_future(consumer.receive(1))
-    done, _ = await asyncio.wait({task}, timeout=seconds)
-    assert not done, task.result()
-    consumer.stop()
-    assert list(await task) == []
-
-
-async def until(condition: Callable[[], Any], what: str = "") -> None:
-    """Wait for a condition of this process."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, what or "the condition never became true"
-        await asyncio.sleep(0.005)
 
 
 def bodies(deliveries: Sequence[Delivery]) -> list[int]:

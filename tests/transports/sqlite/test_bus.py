@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.transports.sqlite.helpers import ack, bodies, bus, group, message, nothing, take, until
+from tests.transports.consuming import nothing, settle, take, until
+from tests.transports.sqlite.helpers import bodies, bus, group, message
 
 from tidings.kernel.errors import BusError, BusFull, NoAnswerer, NotFound
 from tidings.kernel.message import Message
@@ -20,7 +21,7 @@ async def test_a_group_gets_what_is_published_once(tmp_path: Path) -> None:
         assert not await b.publish([message(n) for n in range(250)])
         got = await take(consumer, 250)
         assert bodies(got) == list(range(250))
-        await ack(consumer, got)
+        await settle(consumer, got)
         assert bodies(await take(other, 250)) == list(range(250))
         await nothing(consumer)
 
@@ -62,7 +63,7 @@ async def test_nothing_is_lost_when_the_bus_is_closed_and_opened(tmp_path: Path)
     async with bus(tmp_path) as b:
         consumer = await b.subscribe(group())
         await b.publish([message(n) for n in range(10)])
-        await ack(consumer, (await take(consumer, 10))[:4])
+        await settle(consumer, (await take(consumer, 10))[:4])
         await consumer.close()
     async with bus(tmp_path) as b:
         consumer = await b.subscribe(group())
@@ -83,7 +84,7 @@ async def test_retry_and_release_count_as_told(tmp_path: Path, limit: int) -> No
         again = await take(consumer, 3, limit)
         assert time.time() - before >= 0.14
         assert {int(d.message.body): d.failures for d in again} == {0: 2, 1: 0, 2: 1}
-        await ack(consumer, again)
+        await settle(consumer, again)
         (info,) = await b.groups()
         assert (info.lag, info.in_flight, info.parked) == (0, 0, 0)
 
@@ -112,7 +113,7 @@ async def test_an_output_that_is_refused_settles_nothing(tmp_path: Path) -> None
         large = Message("out.x", body=bytes(b.capabilities.max_payload + 1))
         failures = await consumer.settle([Settlement(got[0], outgoing=(large,)), Settlement(got[1])])
         assert [(f.index, f.kind) for f in failures] == [(0, "rejected")]
-        await ack(consumer, got[:1])
+        await settle(consumer, got[:1])
 
 
 async def test_priorities_delays_and_private_address(tmp_path: Path) -> None:
@@ -163,7 +164,7 @@ async def test_patterns_change_back_and_forth(tmp_path: Path) -> None:
             await b.publish([message(10 * n + 1, "a.x"), message(10 * n + 2, "b.x")])
             expected = 2 if pattern == "*.x" else 1
             got = await take(consumer, expected)
-            await ack(consumer, got)
+            await settle(consumer, got)
             seen += bodies(got)
             await consumer.close()
         assert seen == [1, 12, 21, 31, 32]
@@ -237,7 +238,7 @@ async def test_many_dead_letters_reach_a_group_that_reads_them(tmp_path: Path) -
             await b.publish([*sent[at : at + 60], *(message(n, "orders.other") for n in range(40))])
         got = await take(letters, 300)
         assert bodies(got) == list(range(300))
-        await ack(letters, got)
+        await settle(letters, got)
 
 
 async def test_dead_letters_stay_and_can_be_read(tmp_path: Path) -> None:
@@ -334,9 +335,9 @@ async def test_what_is_not_extended_for_a_lease_comes_back_as_suspect(tmp_path: 
         assert not held[2].session.alive
         assert held[0].session.alive
         assert [f.kind for f in await consumer.settle([Settlement(held[2])])] == ["fenced"]
-        await ack(consumer, held[:2])
+        await settle(consumer, held[:2])
         assert await consumer.mark(lost)
-        await ack(consumer, [lost])
+        await settle(consumer, [lost])
         assert not await consumer.mark(lost)
         assert "recovered" in {e.kind for e in told}
 
@@ -350,7 +351,7 @@ async def test_stop_ends_receive_and_settling_goes_on(tmp_path: Path) -> None:
         await asyncio.sleep(0.01)
         consumer.stop()
         assert list(await waiting) == []
-        await ack(consumer, got)
+        await settle(consumer, got)
         await consumer.close()
         await consumer.close()
         assert [g.members for g in await b.groups()] == [0]
@@ -369,7 +370,7 @@ async def test_ordered_groups_hold_a_key(tmp_path: Path) -> None:
         for _ in range(5):
             (delivery,) = await take(consumer, 1, 1)
             order.append(int(delivery.message.body))
-            await ack(consumer, [delivery])
+            await settle(consumer, [delivery])
         assert order == [7, 0, 2, 4, 6]
 
 
@@ -384,7 +385,7 @@ async def test_ordered_groups_share_slots(tmp_path: Path) -> None:
                 for d in got:
                     seen.setdefault(d.message.key, []).append(int(d.message.body))
                     keys[index].add(d.message.key)
-                await ack(consumer, got)
+                await settle(consumer, got)
 
         tasks = [asyncio.ensure_future(work(i, x)) for i, x in enumerate((one, two))]
         for n in range(40):
@@ -407,13 +408,13 @@ async def test_slots_of_one_who_leaves_are_taken_by_one_who_waits(tmp_path: Path
         async def collect() -> None:
             while batch := await two.receive(50):
                 got.extend(d.message.key for d in batch)
-                await ack(two, batch)
+                await settle(two, batch)
 
         collecting = asyncio.ensure_future(collect())
         await until(lambda: two.future is not None and got)  # its own slots are done: it waits
         assert held[0].message.key not in got
         assert len(got) < 199
-        await ack(one, held)
+        await settle(one, held)
         await one.close()
         await until(lambda: len(got) == 199)
         assert {*got, held[0].message.key} == {f"k{n}" for n in range(200)}
@@ -445,7 +446,7 @@ async def test_a_group_may_become_ordered(tmp_path: Path) -> None:
             await b.publish([message(n, key="k")])
             got = await take(consumer, 1)
             assert bodies(got) == [n]
-            await ack(consumer, got)
+            await settle(consumer, got)
             await consumer.close()
 
 

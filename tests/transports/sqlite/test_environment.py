@@ -11,7 +11,8 @@ from threading import Event as Flag
 
 import apsw
 import pytest
-from tests.transports.sqlite.helpers import Bench, ack, bus, group, message, take, until
+from tests.transports.consuming import settle, take, until
+from tests.transports.sqlite.helpers import Bench, bus, group, message
 
 from tidings.kernel.clock import Clock
 from tidings.kernel.errors import BusForked, NotFound
@@ -27,10 +28,10 @@ async def test_a_step_of_the_wall_clock_is_told_once(tmp_path: Path) -> None:
         await b.publish([message(1, deliver_at=time.time() + 300)])
         offset = 0.9  # as a daemon corrects it
         await b.publish([message(2)])
-        await ack(consumer, await take(consumer, 1))
+        await settle(consumer, await take(consumer, 1))
         assert told == []
         offset += 600
-        await ack(consumer, await take(consumer, 1))
+        await settle(consumer, await take(consumer, 1))
         await until(lambda: len(told) == 1)
         offset -= 600
         await until(lambda: len(told) == 2)
@@ -141,7 +142,7 @@ async def test_a_checkpoint_of_another_process_is_no_loss_of_the_bus(tmp_path: P
         while not met:  # until it begins between a soft commit and the look after it
             checkpoint = Checkpoint(b.path)
             await b.publish([message(1)])
-            await ack(consumer, await take(consumer, 1))
+            await settle(consumer, await take(consumer, 1))
             await checkpoint.begin()
             met, looked = b.writer.unsynced, b.writer.housekeeping
             await until(lambda looked=looked: b.writer.housekeeping > looked + 0.6)  # type: ignore[misc]

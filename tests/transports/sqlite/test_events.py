@@ -7,7 +7,8 @@ from typing import Any
 
 import apsw
 import pytest
-from tests.transports.sqlite.helpers import Bench, bus, group, message, until
+from tests.transports.consuming import until
+from tests.transports.sqlite.helpers import Bench, bus, group, message
 
 from tidings.kernel.errors import BusUnavailable
 from tidings.kernel.message import Message

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import apsw
 import pytest
-from tests.transports.sqlite.helpers import ack, bus, group, message, take, until
+from tests.transports.consuming import settle, take, until
+from tests.transports.sqlite.helpers import bus, group, message
 
 from tidings.kernel.errors import (
     BusCorrupt,
@@ -170,7 +171,7 @@ async def test_a_full_disk_loses_nothing_that_was_accepted(tmp_path: Path) -> No
             await flood()
         b.writer.con.execute("PRAGMA max_page_count = 1000000")
         lag = (await b.groups())[0].lag
-        await ack(consumer, await take(consumer, lag))
+        await settle(consumer, await take(consumer, lag))
         await b.publish([message(7)])
         (last,) = await take(consumer, 1)
         assert last.message.body == b"7"
@@ -187,7 +188,7 @@ async def test_a_claim_fails_and_nothing_else_comes(tmp_path: Path) -> None:
         with pytest.raises(BusError):
             await waiting
         b.writer.con.execute("PRAGMA query_only = 0")
-        await ack(consumer, await take(consumer, 1))
+        await settle(consumer, await take(consumer, 1))
 
 
 async def test_used_before_and_after(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.transports.sqlite.helpers import ack, bodies, bus, group, message, take, until
+from tests.transports.consuming import settle, take, until
+from tests.transports.sqlite.helpers import bodies, bus, group, message
 
 from tidings.kernel.errors import BusForked
 from tidings.kernel.transport import Event
@@ -78,7 +79,7 @@ async def test_what_a_killed_process_held_comes_back_at_once(tmp_path: Path, sta
             assert delivery.suspect
             assert delivery.crashes == 0
             assert await consumer.mark(delivery)
-            await ack(consumer, [delivery])
+            await settle(consumer, [delivery])
             got.append(delivery)
         assert sorted(bodies(got)) == [0, 1, 2, 3, 4]
         assert time.monotonic() - killed < 5.0
@@ -118,11 +119,11 @@ async def test_a_message_that_kills_its_process_is_counted_and_its_neighbours_ar
         assert bodies([poison]) == [13]
         assert [words[2] for words in seen] == ["0", "0", "1"]  # the first run was not marked
         assert poison.crashes == 3
-        await ack(consumer, [poison])
+        await settle(consumer, [poison])
         for _ in range(2):
             (innocent,) = await take(consumer, 1)
             assert (innocent.suspect, innocent.crashes) == (True, 0)
-            await ack(consumer, [innocent])
+            await settle(consumer, [innocent])
         (info,) = await b.groups()
         assert (info.lag, info.parked, info.in_flight) == (0, 0, 0)
 
@@ -139,7 +140,7 @@ async def test_a_frozen_process_is_fenced_and_goes_on(tmp_path: Path, start: Any
         (delivery,) = await take(consumer, 1)
         assert delivery.suspect
         await consumer.mark(delivery)
-        await ack(consumer, [delivery])
+        await settle(consumer, [delivery])
         await consumer.close()
         os.kill(worker.child.pid, signal.SIGCONT)
         worker.child.stdin.write(b"\n")
@@ -217,7 +218,7 @@ async def test_a_fork_may_not_use_its_parents_bus(tmp_path: Path) -> None:
         _, status = await asyncio.to_thread(os.waitpid, pid, 0)
         assert os.waitstatus_to_exitcode(status) == 7
         await b.publish([message(1)])
-        await ack(consumer, await take(consumer, 1))
+        await settle(consumer, await take(consumer, 1))
 
 
 async def test_idle_costs_next_to_nothing(tmp_path: Path) -> None:

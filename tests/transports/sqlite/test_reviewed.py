@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import apsw
-from tests.transports.sqlite.helpers import ack, bodies, bus, group, message, take
+from tests.transports.consuming import settle, take
+from tests.transports.sqlite.helpers import bodies, bus, group, message
 
 from tidings.kernel.errors import BusError
 from tidings.kernel.transport import Retry, Settlement
@@ -46,7 +47,7 @@ async def test_an_io_error_right_after_a_claim_does_not_lose_the_claim(tmp_path:
     with contextlib.suppress(BusError):
         await transport.publish([message(2)])
     assert log.failed
-    await ack(consumer, held)
+    await settle(consumer, held)
     (info,) = await transport.groups()
     assert (info.in_flight, info.parked) == (0, 0)
     await consumer.close()
@@ -62,7 +63,7 @@ async def test_a_seek_keeps_what_was_parked_under_an_earlier_pattern(tmp_path: P
         await before.close()
         after = await b.subscribe(group("new.x"))
         await b.publish([message(2, "new.x")])
-        await ack(after, await take(after, 1))
+        await settle(after, await take(after, 1))
         await after.close()
         await b.seek("shop.bill", 0.0)
         again = await b.subscribe(group("new.x"))

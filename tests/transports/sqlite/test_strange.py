@@ -10,7 +10,8 @@ from typing import Any
 import apsw
 import pytest
 from msgspec.structs import replace
-from tests.transports.sqlite.helpers import ack, bodies, bus, group, message, take, until
+from tests.transports.consuming import settle, take, until
+from tests.transports.sqlite.helpers import bodies, bus, group, message
 
 from tidings.kernel.errors import BusUnavailable, TooLarge
 from tidings.kernel.message import Message
@@ -28,7 +29,7 @@ async def test_a_field_of_a_strange_type_jams_nobody(tmp_path: Path, fields: dic
         got = await take(consumer, 3)
         assert sorted(bodies(got)) == [1, 2, 3]
         assert strange in [delivery.message for delivery in got]
-        await ack(consumer, got)
+        await settle(consumer, got)
 
 
 async def test_a_live_subscription_that_cannot_read_keeps_nobody_from_waking(tmp_path: Path) -> None:
