@@ -120,6 +120,8 @@ class Router:
                 raise InvalidOption("bus= goes with a pattern", mend=f"Topic({source.name!r}, ..., bus=...)")
             declared = {name: getattr(source, name) for name in ("template", "pattern", "bus", "lax", "type")}
             return lambda fn: self._register(fn, "on", declared, options)
+        if callable(source):
+            raise InvalidHandler("@app.on was not told what to listen to", mend="@app.on(topic), above the handler")
         pattern = check_pattern(source)
         if not pattern.startswith("_dead."):
             refuse_reserved(pattern)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from .kernel.errors import InvalidURL, MissingExtra, nearest
 from .kernel.transport import Options
 
+OTHERWISE = {"rabbitmq": "amqp", "jetstream": "nats", "file": "sqlite"}  # what a newcomer writes
+
 
 def options_for(url: str) -> Options:
     """The options of the transport that knows this URL's scheme (entry points ``tidings.transports``).
@@ -20,7 +22,8 @@ def options_for(url: str) -> Options:
         raise InvalidURL(f"{url!r} is no bus URL", why=why, mend=mend)
     if scheme not in known:
         why = f"installed are {', '.join(sorted(known))}"
-        raise InvalidURL(f"no transport knows {scheme}://", why=why, mend=nearest(scheme, known) or "install its extra")
+        mend = nearest(OTHERWISE.get(scheme, scheme), known) or "write one of these"
+        raise InvalidURL(f"no transport knows {scheme}://", why=why, mend=mend)
     try:
         kind: type[Options] = known[scheme].load()
     except ImportError as error:

@@ -132,6 +132,7 @@ REFUSED: list[tuple[str, Callable[[], object], type[TidingsError], str, str]] = 
     ("live and to", on(placed, bill, live=True, to=placed), InvalidHandler, "live", "live=True"),
     ("live and backoff", on(placed, bill, live=True, backoff=Backoff()), InvalidHandler, "live", "live=True"),
     ("async in a thread", on(placed, bill, run="thread"), InvalidHandler, "async", "plain def"),
+    ("no topic", lambda: app().on(bill), InvalidHandler, "not told what to listen to", "@app.on(topic)"),  # type: ignore[call-overload]
     ("batch in a thread", on(placed, sync_batch, batch=5, run="thread"), InvalidHandler, "batch", "run="),
     ("within alone", on(placed, bill, within="5s"), InvalidHandler, "within=", "batch="),
     ("to with captures", on(placed, bill, to=readings), InvalidHandler, "to=", "bind"),

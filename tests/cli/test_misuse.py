@@ -20,6 +20,7 @@ MISUSE = [
     ("publish a 1 --priority x", "into int"),
     ("publish a 1 --priority 11", "priority cannot be 11"),
     ("publish a 1 2", "too many arguments"),
+    ("publish shop orders.placed 1", "an app is named with a colon: shop:app"),
     ("publish a.* 1", "is a pattern"),
     ("publish a/b 1", "'a%2Fb'"),
     ("publish _dead.x 1", "reserved"),
@@ -57,6 +58,7 @@ MISUSE = [
 BUSES = [
     ("foo", 2, "TDG-E006", "it is from --url"),
     ("sqlit:///x.db", 2, "TDG-E006", "did you mean 'sqlite'?"),
+    ("rabbitmq://localhost", 2, "TDG-E006", "did you mean 'amqp'?"),
     ("sqlite:///x.db?leas=1s", 2, "TDG-E006", "did you mean 'lease'?"),
     ("memory://", 2, "TDG-E005", "lives and dies with the process"),
     ("sqlite:///shp.db", 3, "TDG-E021", "did you mean 'shop.db'?"),

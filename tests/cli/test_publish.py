@@ -122,3 +122,9 @@ def test_delay(shell: Shell, shop: Running) -> None:
     shell("publish", "orders.placed", '{"id": "sooner", "total": 5}', "--delay", "50ms")
     shop.until("billed sooner")
     assert not any("later" in line for line in shop.lines)
+
+
+def test_the_file_of_another_folder(nowhere: Shell) -> None:
+    said = nowhere("publish", "a", "1", "--url", "sqlite:///shop.db").err
+    assert f"{nowhere.folder}/shop.db did not exist before" in said
+    assert "did not exist" not in nowhere("publish", "a", "1", "--url", "sqlite:///shop.db").err

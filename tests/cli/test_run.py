@@ -205,3 +205,10 @@ def test_a_signal_while_it_connects(nowhere: Shell, number: signal.Signals) -> N
         with connection:
             assert running.end(number) == 0
     assert running.lines == ["shop stopped before it was connected\n"]
+
+
+def test_names_of_other_libraries(nowhere: Shell) -> None:
+    nowhere.write("bad.py", 'from tidings import App\n\napp = App("bad", "memory://")\n\n\n@app.task\ndef f(): ...\n')
+    said = nowhere("run", "bad", code=1).err.splitlines()
+    assert said[-1] == "  mend:  here it is @app.on(topic)"
+    assert any("bad.py" in line and "line 6" in line for line in said)

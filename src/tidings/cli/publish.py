@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from tidings.kernel.message import new_id
 from tidings.kernel.topics import check_topic, refuse_reserved
 
 from . import show
-from ._bus import Source, configured, find_source, opened
+from ._bus import Source, configured, file_of, find_source, opened
 from ._input import UNSAID, Body, body_of, lines, whole
 from ._options import Json, Url, flag
 
@@ -64,7 +65,8 @@ def addressed(name: str, data: str | None, more: str | None, url: str | None) ->
     """(name, data, bus) of ``[module:app] NAME [DATA]``: no topic has a colon."""
     if ":" not in name:
         if more is not None:
-            raise InvalidOption(f"too many arguments: {more}", mend="quote the data: '{\"id\": 7}'")
+            mend = f"quote the data: '{{\"id\": 7}}'; an app is named with a colon: {name}:app"
+            raise InvalidOption(f"too many arguments: {more}", mend=mend)
         return name, data, find_source(url)
     try:
         topic = check_topic(data or "")
@@ -94,6 +96,7 @@ async def _one(
     source: Source, template: Message[Any], data: str | None, file: str | None, text: bool, json: bool
 ) -> None:
     message = filled(template, body_of(await whole(data, file), text=text), new_id())
+    new = _new_file(source)
     async with opened(source, create=True) as app:
         await app.publish(message)
         unheard = app.events["unrouted"]
@@ -103,6 +106,14 @@ async def _one(
         show.say(f"published {message.id} to {message.topic} on {source}")
     if unheard:
         show.note(f"nobody listens to {message.topic}: only a group with start='first' would still get it")
+    if unheard and new:
+        show.note(f"{new} did not exist before: if the app runs in another folder, its file is there")
+
+
+def _new_file(source: Source) -> str:
+    """The bus, if it is a file that is about to be made; else ``""``."""
+    file = file_of(source.options())
+    return str(file) if file is not None and not os.path.exists(file) else ""
 
 
 class _Lines:

@@ -20,6 +20,7 @@ from tidings.schedule import Cron, Interval
 
 from . import show
 from ._bus import Source, configured
+from ._failing import tell_failures
 from ._options import Json, Target, Url
 from ._target import find_app
 
@@ -35,7 +36,8 @@ def run(
 ) -> None:
     """Run an app: all its handlers, until SIGTERM or Ctrl-C; then drain.
 
-    Run it as often as you like, side by side: the processes share the work. Its log goes to stderr.
+    Run it as often as you like, side by side: the processes share the work. Its log goes to stderr, with what
+    handlers raised.
     """
     serve(target, url, json, tell)
 
@@ -49,6 +51,7 @@ def serve(target: str, url: str | None, json: bool, tell: Callable[[App, Source,
     logging.basicConfig(
         level=known.get(level, logging.INFO), format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
     )
+    tell_failures(app)
     if (source := configured(url)) is not None:
         source.options()
         if source.origin != "TIDINGS_URL":

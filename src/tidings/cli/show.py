@@ -274,6 +274,15 @@ def error(shape: TidingsError, as_json: bool = False) -> None:
         note(f"  more:  tidings explain {shape.code}")
 
 
+# What an app of Celery or FastStream has.
+ELSEWHERE = {
+    "task": "@app.on(topic)",
+    "subscriber": "@app.on(topic)",
+    "publisher": "@app.on(topic, to=other), or return other(payload)",
+    "send_task": "await app.publish(topic, payload)",
+}
+
+
 def user_code_failed(failed: UserCodeFailed, as_json: bool = False) -> None:
     """The user's frames first, then what it was, then what we were doing."""
     frames = user_frames(failed.error)
@@ -285,6 +294,17 @@ def user_code_failed(failed: UserCodeFailed, as_json: bool = False) -> None:
     for line in traceback.format_list(frames):
         print(clean(line.rstrip("\n"), "\n"), file=sys.stderr)
     print(f"{styled(clean(what, chr(10)), RED, sys.stderr)}\n{failed.doing}", file=sys.stderr)
+    if here := _here(failed.error):
+        print(f"  {styled('mend:', BOLD, sys.stderr)}  here it is {here}", file=sys.stderr)
+
+
+def _here(error: BaseException) -> str:
+    """What an app has instead of what was looked for in it, or ``""``."""
+    from tidings import App
+
+    return (
+        ELSEWHERE.get(error.name or "", "") if isinstance(error, AttributeError) and isinstance(error.obj, App) else ""
+    )
 
 
 def user_frames(error: BaseException) -> list[traceback.FrameSummary]:
