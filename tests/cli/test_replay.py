@@ -51,6 +51,31 @@ def test_text_zones_and_other_delimiters(shell: Shell) -> None:
     assert event["time"] == "2020-07-01T10:00:00.000Z"
 
 
+def test_formats_of_times(shell: Shell) -> None:
+    cases = [
+        ("%d.%m.%Y", "1.12.2020", "2020-12-01T00:00:00.000Z"),
+        ("%Y-%m-%d at %H:%M:%S", "2020-1-02 at 3:04:5", "2020-01-02T03:04:05.000Z"),
+        ("%Y-%m-%d %H:%M", "2020-01-02  03:04", "2020-01-02T03:04:00.000Z"),
+        ("%H:%M %b %d %Y", "03:04 Feb 1 2020", "2020-02-01T03:04:00.000Z"),
+        ("%Y%m%d", "20200203", "2020-02-03T00:00:00.000Z"),
+        ("%Y-%m-%dT%H:%M%z", "2020-03-01T12:00+0200", "2020-03-01T10:00:00.000Z"),
+        ("%d.%m.%Y", "31.2.2020", None),
+        ("%d.%m.%Y", "1.2.20", None),
+        ("%d.%m.%Y", "1.2.2020 ", None),
+        ("%d.%m.%Y %d", "1.2.2020 1", None),
+        ("%d.%m.%Y%", "1.2.2020", None),
+    ]
+    for n, (_, text, _) in enumerate(cases):
+        shell.write(f"{n}.csv", f"when\n{text}\n")
+    words = ("--topic", "a", "--time-field", "when", "--dry-run", "--json", "--time-format")
+    results = shell.all([["replay", f"{n}.csv", *words, form] for n, (form, _, _) in enumerate(cases)])
+    for (_, text, time), (code, out, err, _) in zip(cases, results, strict=True):
+        if time is not None:
+            assert json.loads(out)["first"] == time
+        else:
+            assert (code, f"line 2: '{text}' is no time" in err) == (2, True)
+
+
 def test_numbers_that_readers_could_not_hold(shell: Shell) -> None:
     """No handler reads 1e999; and an integer of 19 digits and more is another one to who reads it as a float."""
     shell.write("a.csv", f"a,b,c,d,e,f\n1e999,-1e400,{'9' * 18},-{'1' * 19},1e300,0.{'1' * 20}\n")
@@ -90,6 +115,30 @@ def test_what_is_in_no_order_is_sorted_on_demand(shell: Shell) -> None:
     assert "--sort" in refused
     shell(*words, "--sort")
     assert [e["data"]["n"] for e in published(shell, "a", 4)] == [1, 3, 2, 0]
+
+
+def test_files_of_several_kinds_are_sorted_together(shell: Shell) -> None:
+    """A body is made after the sorting, of what stands in its own file: one, or a record of several lines."""
+    shell.write("a.csv", 'at,n,text\n3,0,"a ""b"",\r\n\nc"\n\n1,1,plain\n')
+    (shell.folder / "b.csv").write_bytes("\ufeffn;at\r\n2;2\r\n3;0.5".encode())
+    shell.write("c.jsonl", '{"at": 2.5, "n": 4}\n{"at":0,"n":5}')
+    shell.write("d.csv", 'n,at\n6,4\n7,"5')
+    shell("replay", "a.csv", "b.csv", "c.jsonl", "d.csv", "--topic", "a", "--time-field", "at", "--key", "n", "--sort")
+    events = published(shell, "a", 8)
+    assert [e["data"]["n"] for e in events] == [5, 3, 1, 2, 4, 0, 6, 7]
+    assert [e["partitionkey"] for e in events] == list("53124067")
+    assert [e["data"].get("text") for e in (events[2], events[5])] == ["plain", 'a "b",\r\n\nc']
+    assert [e["data"] for e in events[1:4:2]] == [{"n": 3, "at": 0.5}, {"n": 2, "at": 2}]
+
+
+def test_bad_lines_are_found_before_anything_is_sorted(shell: Shell) -> None:
+    (shell.folder / "a.csv").write_bytes(b'at,n\n4,\xff\n2,"x\ny"\n1\n3,3\nsoon,5\n')
+    words = ("replay", "a.csv", "--topic", "a", "--time-field", "at", "--sort")
+    assert "a.csv, line 2: it is no UTF-8" in shell(*words, code=2).err
+    assert list(shell.folder.glob("*.db")) == []
+    told = shell(*words, "--skip-bad", "--limit", "1", "--json").json
+    assert (told["published"], told["skipped"]) == (1, 3)
+    assert published(shell, "a", 1)[0]["data"] == {"at": 2, "n": "x\ny"}
 
 
 def test_many_are_sorted_on_disk(shell: Shell) -> None:

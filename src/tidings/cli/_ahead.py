@@ -48,9 +48,11 @@ class Ahead(Generic[T]):
         self.hungry = False
         self.loop.call_soon_threadsafe(self.some.set)
 
-    async def begun(self) -> None:
-        """Wait until there are many, or all; raises what ends them so soon."""
-        await self.some.wait()
+    async def begun(self, *, soon: bool) -> None:
+        """Wait until there are many – or one: ``soon`` – or all; raises what ends them before that."""
+        self.hungry = soon
+        if not (soon and self.ready):
+            await self.some.wait()
         if self.error is not None:
             raise self.error
 

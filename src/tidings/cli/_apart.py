@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import os
 import pickle
 import signal
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import NoReturn
 
@@ -13,6 +17,8 @@ from tidings.kernel.errors import TidingsError
 
 from ._rows import Item, Plan
 from ._sorting import PIECE, pieces, put
+
+PIPE = 2**20  # bytes: some pieces; for each 64 KiB, the usual, who reads would wait for the GIL anew
 
 
 class Apart:
@@ -25,6 +31,9 @@ class Apart:
     def __init__(self, items: Iterator[Item], plan: Plan) -> None:
         self.plan = plan
         reading, writing = os.pipe()
+        if sys.platform == "linux":
+            with suppress(OSError):  # this user has too many such pipes
+                fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE)
         self.child = os.fork()
         if not self.child:
             os.close(reading)
@@ -48,6 +57,7 @@ class Apart:
 def _work(items: Iterator[Item], plan: Plan, writing: int) -> NoReturn:
     """The child's whole life. Nobody reads any more: it ends, too; Ctrl-C is its parent's concern."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()  # records are no garbage, and have no cycles
     try:
         with open(writing, "wb") as file:
             error = b""

@@ -12,7 +12,7 @@ from typing import IO, Any, TypeVar
 
 T = TypeVar("T", bound=tuple[Any, ...])
 
-RUN, PIECE = 200_000, 1_000  # records in memory; records read at once from a run
+RUN, PIECE = 200_000, 250  # records in memory; records that are written and read at once
 
 
 def ordered(items: Iterable[T]) -> Iterator[T]:

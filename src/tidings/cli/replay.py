@@ -168,7 +168,8 @@ async def _files(run: _Run, items: Iterator[Item], reads: Sequence[Read], plan: 
         else:
             ahead = Ahead(_messages(items, plan.topic))
             if all(read.size for read in reads):  # of a pipe nobody knows when there will be more
-                await ahead.begun()  # what is wrong with the first lines is said before anything is published
+                # What is wrong with the first lines is said before anything is published; to be sorted, all are read.
+                await ahead.begun(soon=plan.sort)
             async with opened(run.target, create=True) as app:
                 async for batch in ahead.batches(BATCH):
                     await run.publish(app, batch)
@@ -179,7 +180,8 @@ async def _files(run: _Run, items: Iterator[Item], reads: Sequence[Read], plan: 
 def _merged(reads: Sequence[Read], plan: Plan) -> Iterator[Item]:
     """The records of all files: in time order, or one file after the other where no time is known."""
     if plan.sort:
-        return ordered(chain.from_iterable(read.items(plan) for read in reads))
+        records = ordered(chain.from_iterable(read.items(plan) for read in reads))
+        return ((*record[:-1], reads[record[1]].body(record[-1])) for record in records)
     if not plan.time:
         return chain.from_iterable(read.items(plan) for read in reads)
     return merge(*(in_time_order(read, plan) for read in reads)) if len(reads) > 1 else in_time_order(reads[0], plan)
