@@ -355,7 +355,11 @@ def certificates(folder: Path) -> None:
 
 def connected(port: int, ca: Path | None, timeout: float) -> socket.socket:
     sock = socket.create_connection((HOST, port), timeout)
-    return ssl.create_default_context(cafile=ca).wrap_socket(sock, server_hostname=HOST) if ca else sock
+    if ca is None:
+        return sock
+    context = ssl.create_default_context(cafile=ca)
+    context.load_cert_chain(ca.with_name("client.pem"), ca.with_name("client.key"))  # for servers that ask for one
+    return context.wrap_socket(sock, server_hostname=HOST)
 
 
 def exchange(port: int, data: bytes, until: bytes, ca: Path | None = None, timeout: float = 2.0) -> bytes:

@@ -11,7 +11,10 @@ from .base import HOST, Server, binary, exchange
 
 
 class NATS(Server):
-    """``settings`` are keys of the configuration file, nested as there. ``fresh("nats", authorization={...})``."""
+    """``settings`` are keys of the configuration file, nested as there. ``fresh("nats", authorization={...})``.
+
+    With ``tls=True`` also ``verify=True``: clients must show a certificate.
+    """
 
     name, scheme, tls_scheme = "nats", "nats", "nats+tls"
     listeners = ("main", "mqtt", "websocket", "monitor", "cluster")
@@ -32,6 +35,7 @@ class NATS(Server):
         }
         if self.tls:
             conf["tls"] = {"cert_file": f"{self.tls}/server.pem", "key_file": f"{self.tls}/server.key"}
+            conf["tls"] |= {"ca_file": f"{self.tls}/ca.pem", "verify": self.settings.pop("verify", False)}
         (self.folder / "nats.conf").write_text(json.dumps(conf | self.settings, indent=1))  # JSON is such a file, too
 
     def argv(self) -> list[str]:
@@ -39,7 +43,7 @@ class NATS(Server):
 
     def check(self) -> None:
         """JetStream says how it is, to those who may ask; others at least see that it is there."""
-        if self.tls or "authorization" in self.settings:
+        if self.tls or {"authorization", "operator"} & self.settings.keys():
             exchange(self.port, b"", b"INFO ")
             return
         ask = b'CONNECT {"verbose":false}\r\nSUB a 1\r\nPUB $JS.API.INFO a 0\r\n\r\nPING\r\n'

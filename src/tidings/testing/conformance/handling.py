@@ -14,6 +14,7 @@ from msgspec import Struct
 from tidings import App, Backoff, Defer, Delivery, Message, Partial, Reject, Retry, Service, Skip, Topic
 from tidings.kernel.errors import AnswerFailed, NoAnswerer, RequestTimeout, TooLarge
 from tidings.kernel.topics import DEAD
+from tidings.kernel.transport import Ticking
 from tidings.letters import revived
 
 from .bus import Rig, needs, scenario
@@ -575,6 +576,26 @@ class Handling:
             await app.publish(Topic("sensors.d1.humidity"), 9)
             await rig.until(lambda: len(seen) == 5)
         assert sorted(seen) == [(f"d{n}", n) for n in range(5)]
+
+    @scenario
+    async def test_app_ticks_once_over_replicas(self, rig: Rig) -> None:
+        """Each tick runs on one of two replicas, and is tried again when it fails, as any message is."""
+        if not isinstance(await rig.open(), Ticking):
+            pytest.skip("not Ticking")
+        apps, tried, done = [rig.app(backoff=QUICK) for _ in range(2)], Counter[str](), Counter[str]()
+        for app in apps:
+
+            @app.every("300ms")
+            async def sample(message: Message[Any]) -> None:
+                tried[message.id] += 1
+                if len(tried) == 2 and tried[message.id] == 1:
+                    raise ValueError("the second tick, at first")
+                done[message.id] += 1
+
+        async with apps[0], apps[1]:
+            await rig.until(lambda: len(done) >= 4)
+        assert set(done.values()) == {1}, done
+        assert sorted(tried.values())[-2:] == [1, 2], tried
 
 
 async def _nothing(order: Any) -> None:

@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from tidings.kernel.errors import Duration, InvalidOption
 from tidings.kernel.message import seconds
+from tidings.transports._tls import unsecured
 from tidings.transports._url import fill, hidden, locate
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ class Kafka(Struct, frozen=True, kw_only=True):
             raise InvalidOption(f"partitions cannot be {self.partitions}", mend="at least 1")
         if re.search(r"[^A-Za-z0-9._-]", self.namespace):
             raise InvalidOption(f"namespace cannot be {self.namespace!r}", mend="letters, digits, '.', '_' and '-'")
+        if not self.tls:
+            unsecured("kafka+ssl://", ca=self.ca, cert=self.cert, key=self.key)
 
     def transport(self) -> KafkaTransport:
         from .transport import KafkaTransport

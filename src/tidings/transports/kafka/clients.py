@@ -25,6 +25,7 @@ from functools import partial
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
+from confluent_kafka.admin import AdminClient
 
 from tidings.kernel import errors
 from tidings.kernel.transport import Failure
@@ -71,6 +72,16 @@ class Batch:
         self.left -= 1
         if not self.left and not self.done.done():
             self.done.set_result(None)
+
+
+def administrator(config: Mapping[str, Any]) -> AdminClient:
+    """Raises ``BusUnavailable`` when the client will not have the options, or cannot read their files."""
+    try:
+        return AdminClient(dict(config))
+    except KafkaException as error:
+        mend = "ca=, cert= and key= name PEM files, mechanism= is PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"
+        why = error.args[0].str()
+        raise errors.BusUnavailable("Kafka's client will not have these options", why=why, mend=mend) from error
 
 
 class Sender:

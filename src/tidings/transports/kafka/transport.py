@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient
 from msgspec.structs import replace
 
 from tidings.kernel import errors
@@ -23,7 +22,7 @@ from tidings.transports._offsets import Window
 from tidings.transports._points import passed
 
 from . import Kafka
-from .clients import Poller, Sender
+from .clients import Poller, Sender, administrator
 from .consumers import GroupConsumer, Mover
 from .exchanges import finish, prove
 from .groups import Groups, StateLog
@@ -91,7 +90,7 @@ class KafkaTransport(Topics):
         self.patience = self.options.max_poll * 0.8
         self.pool = ThreadPoolExecutor(2, "tidings-kafka")
         self.config = self.options.config_for(self._complained)
-        self.admin = AdminClient(self.config)
+        self.admin = administrator(self.config)
         await self._reach()
         largest = await self._largest()
         whole, most = self.options.transactions, (largest - ROOM) // 1024 * 1024
@@ -129,7 +128,8 @@ class KafkaTransport(Topics):
                 bad = any(word in self.trouble for word in ("AUTHENTICATION", "SSL"))
                 if bad or self.clock.monotonic() > deadline:
                     what, why = f"no Kafka at {self.options.servers}", self.trouble or str(error.args[0])
-                    mend = "check user, password, mechanism= and scheme" if bad else "start it, or correct the URL"
+                    mend = "start it, or correct the URL; does it want TLS (kafka+ssl://), or a user?"
+                    mend = "check user, password, mechanism=, ca=, cert= and scheme" if bad else mend
                     await self._shut()
                     raise errors.BusUnavailable(what, why=why, mend=mend) from None
 

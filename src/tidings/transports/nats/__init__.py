@@ -18,18 +18,27 @@ repeated.
 
 from __future__ import annotations
 
-import ssl
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import nats as nats  # whoever lacks it is told so here, before anything is opened
 from msgspec import Struct
 
-from tidings.kernel.errors import Duration, InvalidURL
+from tidings.kernel.errors import BusUnavailable, Duration, InvalidURL
 from tidings.kernel.topics import TOKEN
+from tidings.transports._tls import secured
 from tidings.transports._url import fill, hidden, locate, shown
 
 if TYPE_CHECKING:
     from .transport import NATSTransport
+
+CONNECT = 5  # seconds for one server, TLS included
+MENDS = {  # what to do when no server would have us, by the words of its reason
+    "uthorization": "check user and password, token, credentials= or nkey=",
+    "CERTIFICATE_VERIFY": "ca= names the PEM file of who signed its certificate",
+    "TLS|SSL|reset": "nats+tls:// is for a server with TLS, certificate= and key= for one that wants to see them",
+    "seed": "nkey= and credentials= name files that have the seed of a user",
+}
 
 
 class NATS(Struct, frozen=True, kw_only=True):
@@ -77,20 +86,32 @@ class NATS(Struct, frozen=True, kw_only=True):
         return NATSTransport(self)
 
     def connecting(self) -> dict[str, Any]:
-        """What the client is told."""
+        """What the client is told. Raises ``BusUnavailable`` when a file is not there, or is not what it should be."""
         scheme = "tls" if self.tls or self.ca or self.certificate else "nats"
         hosts = [f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}" for host, port in self.servers]
-        told: dict[str, Any] = {"servers": hosts}
+        told: dict[str, Any] = {"servers": hosts, "connect_timeout": CONNECT}
         if self.user and self.password:
             told |= {"user": self.user, "password": self.password}
         elif self.user:
             told["token"] = self.user
         if self.credentials:
-            told["user_credentials"] = self.credentials
+            told["user_credentials"] = holding(self.credentials, "BEGIN NATS USER JWT", "BEGIN USER NKEY SEED")
         if self.nkey:
-            told["nkeys_seed"] = self.nkey
+            told["nkeys_seed"] = holding(self.nkey, "SU")
         if scheme == "tls":
-            told["tls"] = context = ssl.create_default_context(cafile=self.ca or None)
-            if self.certificate:
-                context.load_cert_chain(self.certificate, self.key or None)
+            told["tls"] = secured("NATS", ("ca", self.ca), ("certificate", self.certificate), ("key", self.key))
         return told
+
+
+def holding(file: str, *marks: str) -> str:
+    """A file's name, when all those marks are in it: the client looks for them for ever. Raises ``BusUnavailable``."""
+    try:
+        text = Path(file).read_text()
+        missing = [mark for mark in marks if mark not in text]
+        why = f"it has no {missing[0]!r}" if missing else ""
+    except (OSError, ValueError) as error:
+        why = str(error)
+    if why:
+        mend = "credentials= names a .creds file, nkey= one with the seed of a user"
+        raise BusUnavailable(f"{file!r} cannot be used to log in to NATS", why=why, mend=mend)
+    return file

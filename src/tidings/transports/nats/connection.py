@@ -9,28 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import cache
 from itertools import count
-from typing import Any, NamedTuple
+from typing import Any
 
-from tidings.kernel.errors import BusError, BusUnavailable, TidingsError
+from tidings.kernel.errors import BusError, BusUnavailable
 from tidings.kernel.message import new_id
 from tidings.kernel.transport import Event
 
-from .frames import Batch, Came, Frame
+from . import MENDS
+from .frames import Batch, Came, Frame, Refused
 
 Answer = Any  # a message of the client, a ``Refused``, or None
 
 ANSWER, AGAIN = 5.0, 0.1  # seconds: for an answer, between tries
+TOLD = re.compile("uthorization|SSL")  # says more than that a connection ended
 PENDING = 8 * 1024 * 1024  # bytes that may wait to be written
-
-
-class Refused(NamedTuple):
-    """In the place of an answer: the server will not take it."""
-
-    error: TidingsError
-    data: bytes = b""
 
 
 class Ear:
@@ -137,9 +133,10 @@ class Connection:
         trouble = None if connecting.cancelled() else connecting.exception()
         await self.disconnect()
         reasons = [*self.troubles, *([trouble] if trouble else ())] or [TimeoutError("no answer")]
-        why = next((text for each in reasons if "uthorization" in (text := text_of(each))), text_of(reasons[-1]))
+        why = next((text for each in reasons if TOLD.search(text := text_of(each))), text_of(reasons[-1]))
         what = f"no NATS server at {self.where} would have us"
-        raise BusUnavailable(what, why=why, mend="start it, or mend the URL") from None
+        mend = next((mend for words, mend in MENDS.items() if re.search(words, why)), "start it, or mend the URL")
+        raise BusUnavailable(what, why=why, mend=mend) from None
 
     async def _connect(self) -> None:
         def next_server(servers: Sequence[Any], info: Any) -> tuple[Any, float]:
@@ -359,11 +356,19 @@ def _client() -> Any:
     """The class of a client that hands over unparsed what is wanted so: parsing costs it more than all that we do.
 
     Its PING waits behind what is to be written. Written past it, the answer would come before an UNSUB is read: what
-    the server sends meanwhile would be nobody's for as long as ``ack_wait``.
+    the server sends meanwhile would be nobody's for as long as ``ack_wait``. Nor does it speak in the clear where TLS
+    is wanted, whatever the server says.
     """
     from nats.aio.client import Client
 
     class Direct(Client):
+        async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+            if initial_connection and "tls" in self.options and not info.get("tls_required"):
+                if not info.get("tls_available"):
+                    raise ConnectionAbortedError("it offers no TLS, and was told nothing")
+                info["tls_required"] = True  # else the client would go on in the clear
+            await super()._process_info(info, initial_connection)
+
         async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
             self._pongs.append(future or asyncio.Future())
             if self.is_connected:  # else it would be sent to the next server, which answers only its own

@@ -16,8 +16,8 @@ from tidings.kernel.transport import ACK, Delivery, Event, Failure, Release, Ret
 from tidings.transports._points import passed
 from tidings.transports._wire import attributes, copied
 
-from .connection import AGAIN, ANSWER, Pull, Refused, status
-from .frames import LOST, Bounds, Claim, Frame, delivered, fenced, forgotten, head, place
+from .connection import AGAIN, ANSWER, Pull, status
+from .frames import LOST, Bounds, Claim, Frame, Refused, delivered, fenced, forgotten, head, place
 from .stream import MARK, Letter
 
 if TYPE_CHECKING:

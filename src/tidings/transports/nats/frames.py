@@ -22,7 +22,7 @@ from urllib.parse import quote, unquote
 
 from msgspec import Struct
 
-from tidings.kernel.errors import BusError
+from tidings.kernel.errors import BusError, TidingsError
 from tidings.kernel.message import Headers, Message
 from tidings.kernel.topics import GROUP, matches
 from tidings.kernel.transport import Delivery, Failure, Session
@@ -48,6 +48,13 @@ class Frame(NamedTuple):
         length, head = len(self.head), self.head
         sizes = length, length + len(self.body)
         return b"HPUB %s %s %d %d\r\n%s%s\r\n" % (self.subject.encode(), reply.encode(), *sizes, head, self.body)
+
+
+class Refused(NamedTuple):
+    """In the place of an answer: the server will not take it."""
+
+    error: TidingsError
+    data: bytes = b""
 
 
 class Batch:

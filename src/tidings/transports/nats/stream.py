@@ -16,22 +16,22 @@ from tidings.kernel import errors
 from tidings.kernel import transport as spi
 from tidings.kernel.clock import SYSTEM
 from tidings.kernel.message import Message, new_id, seconds
-from tidings.kernel.topics import DEAD, GROUP, INTERNAL, REPLY, REQUEST, token, untoken
+from tidings.kernel.topics import DEAD, GROUP, INTERNAL, REPLY, REQUEST, TICK, token, untoken
 from tidings.kernel.transport import Event, Failure
 from tidings.transports._points import passed
 from tidings.transports._wire import attributes, stamp
 
 from . import NATS
-from .connection import AGAIN, ANSWER, Answer, Connection, Refused, text_of
-from .frames import Frame, head, superset, widened
+from .connection import AGAIN, ANSWER, Answer, Connection, text_of
+from .frames import Frame, Refused, head, superset, widened
 
 Notify = Callable[[Event], None]
 
 ROOM = 16 * 1024  # bytes of a message's largest size kept for its headers
 WINDOW, WINDOW_BYTES = 1024, 4 * 1024 * 1024  # published and not yet answered for
 KNOWN = 65_536  # topics
-MARK, DELAY, TICK, SUBJECT = "_tidings.mark.", "_tidings.delay.", "_tidings.tick.", "_tidings.subject."
-OWN = (GROUP + ">", DEAD + ">", MARK + ">", DELAY + ">", TICK + ">", SUBJECT + ">", INTERNAL + "control.>")
+MARK, DELAY, WON, SUBJECT = "_tidings.mark.", "_tidings.delay.", "_tidings.tick.", "_tidings.subject."
+OWN = tuple(name + ">" for name in (GROUP, DEAD, TICK, MARK, DELAY, WON, SUBJECT, INTERNAL + "control."))
 FULL, TOO_LARGE = (10047, 10077), 10054
 CORE = (REQUEST, REPLY)  # what is never stored
 NATIVE_REPLY = REPLY + "native."  # somebody else's inbox, as one token

@@ -23,7 +23,7 @@ from .connection import Ear, status
 from .consumers import ACK_WAIT, GroupConsumer
 from .frames import AGAIN, Frame, Generation, durable, head, metadata, opened, private, starting, stored_at
 from .listener import Listener
-from .stream import DELAY, KNOWN, MARK, TICK, Notify, Stream
+from .stream import DELAY, KNOWN, MARK, WON, Notify, Stream
 
 PEERS = "_tidings.peers"  # never stored: who is at work, and that a group has changed
 NOT_LAST = 10071
@@ -306,7 +306,7 @@ class NATSTransport(Stream):
 
     async def tick(self, name: str, due: float) -> bool:
         """The last tick is a message; the next is stored only by who has seen the last one."""
-        subject, me = f"{self.prefix}{TICK}{token(name)}", new_id()
+        subject, me = f"{self.prefix}{WON}{token(name)}", new_id()
         while True:
             answer = await self.only(Frame(f"{self.direct}.{subject}", b"", b""))
             told: dict[str, Any] = json.loads(answer.data) if answer.data else {"due": -math.inf, "by": ""}

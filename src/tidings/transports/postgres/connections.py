@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from importlib.resources import files
+from ssl import SSLError
 from typing import TYPE_CHECKING, Any, cast
 
 import asyncpg
@@ -225,7 +226,10 @@ class Connections:
         if state == "3D000":
             return BusUnavailable(f"{where}: there is no such database", why=why, mend="createdb, or name another one")
         if state in ("42501", "25006"):
-            mend = f"GRANT USAGE ON SCHEMA {self.options.namespace}, or connect as its owner and to the primary"
+            schema = self.options.namespace
+            mend = f"connect to the primary, as owner, or GRANT USAGE ON SCHEMA {schema} and SELECT ON {schema}.meta"
+            if "for database" in why:  # it is not there yet
+                mend = "let its owner open the bus once, or GRANT CREATE ON DATABASE"
             return errors.BusReadOnly(f"{where} cannot be written by this user", why=why, mend=mend)
         if state in ("53100", "53200"):
             return errors.BusFull(
@@ -239,7 +243,10 @@ class Connections:
             return errors.BusCorrupt(f"{where} is damaged, or is no bus any more", why=why, mend=mend)
         if isinstance(error, asyncpg.PostgresError) and state[:2] not in ("08", "57", "53"):
             return BusError(f"{where} failed", why=f"{state}: {why}")
-        return BusUnavailable(f"{where} cannot be reached", why=why, mend="is the server there, and this its address?")
+        mend = "is the server there, and this its address?"
+        if isinstance(error, (SSLError, FileNotFoundError, asyncpg.ClientConfigurationError)):
+            mend = "sslrootcert=, sslcert= and sslkey= name PEM files, the first that of who signed its certificate"
+        return BusUnavailable(f"{where} cannot be reached", why=why, mend=mend)
 
 
 # -- the schema: made once, by whoever comes first, and checked by everybody

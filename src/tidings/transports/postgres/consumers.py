@@ -199,10 +199,11 @@ class LiveConsumer(Waiting):
         self.transport, self.position = transport, position
         self.session, self.buffer = spi.Session(), deque[Delivery]()
         self.fits, self.channels, self.known = expression(pattern).fullmatch, list[int](), 0
-        self.news = asyncio.Event()
+        self.news, self.woken, self.read = asyncio.Event(), 0, 0  # how often, and what was read since
         self.task = self.loop.create_task(self._read())
 
     def wake(self) -> None:
+        self.woken += 1
         self.news.set()
 
     def stop(self) -> None:
@@ -214,14 +215,16 @@ class LiveConsumer(Waiting):
         more = False
         while not self.stopped:
             if not more:
+                super().wake()
                 await self.news.wait()
             self.news.clear()
+            woken = self.woken
             names = self.transport.names
             if names and max(names) > self.known:
                 self.known = max(names)
                 self.channels = [id for id, topic in names.items() if self.fits(topic)]
             if not self.channels or self.stopped:
-                more = False
+                more, self.read = False, woken
                 continue
             try:
                 row = await self.transport.call("live", self.channels, self.position, LIVE_BUFFER, repeat=True)
@@ -236,6 +239,8 @@ class LiveConsumer(Waiting):
                 continue
             self.position, more = row["looked"], row["more"]
             self._keep(messages(row["records"], len(row["seqs"])) if row["seqs"] else [])
+            if not more:
+                self.read = woken
 
     def _keep(self, found: Sequence[Any]) -> None:
         self.buffer.extend(Delivery(message, self.session) for message in found)
@@ -243,13 +248,12 @@ class LiveConsumer(Waiting):
             for _ in range(dropped):
                 self.buffer.popleft()
             self.transport.notify(Event("dropped", dropped, self.patterns[0] if self.patterns else ""))
-        super().wake()
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
-        newest = self.transport.head
+        newest = self.woken
         while not self.stopped:
             self.hot = False
-            if self.buffer and self.position >= newest:  # who is slow gets the newest
+            if self.buffer and self.read >= newest:  # who is slow gets the newest
                 return [self.buffer.popleft() for _ in range(min(limit, len(self.buffer)))]
             await self.sleep()
         return ()

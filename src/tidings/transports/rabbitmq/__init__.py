@@ -27,7 +27,6 @@ receives and settles.
 from __future__ import annotations
 
 import re
-import ssl
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
@@ -37,9 +36,12 @@ from msgspec import Struct
 
 from tidings.kernel import errors
 from tidings.kernel.message import seconds
+from tidings.transports._tls import secured, unsecured
 from tidings.transports._url import fill, hidden, locate, shown
 
 if TYPE_CHECKING:
+    import ssl
+
     from .transport import RabbitMQTransport
 
 __all__ = ["RabbitMQ"]
@@ -73,6 +75,8 @@ class RabbitMQ(Struct, frozen=True, kw_only=True):
         if not re.fullmatch(r"[A-Za-z0-9-]+([._][A-Za-z0-9-]+)*", self.namespace):
             mend = "letters, digits and '-', with single '.' or '_' between them"
             raise errors.InvalidOption(f"namespace cannot be {self.namespace!r}", mend=mend)
+        if not self.tls:
+            unsecured("amqps://", cafile=self.cafile, certfile=self.certfile, keyfile=self.keyfile)
 
     __repr__ = hidden
 
@@ -106,9 +110,6 @@ class RabbitMQ(Struct, frozen=True, kw_only=True):
         return [f"{scheme}://{login}@{host}/{path}?heartbeat={heartbeat}&auth={self.auth}" for host in hosts]
 
     def context(self) -> ssl.SSLContext | None:
-        if not self.tls:
-            return None
-        context = ssl.create_default_context(cafile=self.cafile or None)
-        if self.certfile:
-            context.load_cert_chain(self.certfile, self.keyfile or None)
-        return context
+        """For TLS; None: without. Raises ``BusUnavailable`` when a file is not there or is none."""
+        files = ("cafile", self.cafile), ("certfile", self.certfile), ("keyfile", self.keyfile)
+        return secured("RabbitMQ", *files) if self.tls else None

@@ -87,7 +87,7 @@ def opened(content: Content, topic: str = "") -> tuple[Message[Any], dict[str, s
 def refused(lost: ChannelLost, what: str) -> errors.TidingsError:
     """What the broker says about a method, as an error of ours."""
     if lost.code == 403:
-        mend = "give the user configure, write and read rights on the namespace"
+        mend = "give the user configure, write and read on what begins with the namespace, and write on amq.default"
         return errors.BusUnavailable(f"RabbitMQ refuses {what}", why=lost.text, mend=mend)
     if lost.code == 404:
         return errors.NotFound(f"RabbitMQ does not know {what}", why=lost.text, mend="create it, or correct its name")

@@ -12,7 +12,7 @@ from time import time as wall
 from typing import TYPE_CHECKING, Any
 
 import aiormq
-from aiormq.exceptions import AMQPError, AuthenticationError, ProbableAuthenticationError
+from aiormq.exceptions import AMQPError, AuthenticationError, InvalidFrameError, ProbableAuthenticationError
 from pamqp.commands import Exchange, Queue
 
 from tidings.kernel import errors
@@ -91,9 +91,20 @@ class Link:
                 what = f"RabbitMQ at {host}:{port} refuses the user {options.user!r}"
                 raise errors.BusUnavailable(what, why=str(error), mend="user and password are in the URL") from None
             except (AMQPError, OSError, EOFError, TimeoutError, ssl.SSLError, RuntimeError) as error:
-                reasons.append(f"{host}:{port}: {str(error) or type(error).__name__}")
-        mend = "start it, or correct host, port and vhost of the URL"
-        raise errors.BusUnavailable("RabbitMQ cannot be reached", why="; ".join(reasons), mend=mend)
+                reasons.append(f"{host}:{port}: {self._reason(error)}")
+        mend, why = "start it, or correct host, port and vhost of the URL", "; ".join(reasons)
+        if "CERTIFICATE_VERIFY" in why:
+            mend = "cafile= names the PEM file of who signed its certificate"
+        elif any(word in why for word in ("reset", "EOF", "SSL")):  # somebody is there
+            tls = "no TLS, or a client certificate (certfile=, keyfile=)" if self.options.tls else "TLS (amqps://)"
+            mend += f"; does it want {tls}?"
+        raise errors.BusUnavailable("RabbitMQ cannot be reached", why=why, mend=mend)
+
+    def _reason(self, error: BaseException) -> str:
+        text = str(error) or type(error).__name__
+        if isinstance(error, InvalidFrameError) and "OpenOk" in text:  # it does not say more
+            return f"it has no vhost {self.options.vhost!r}, or none that the user {self.options.user!r} may use"
+        return text
 
     async def _hang_up(self, patience: float = 0.0) -> None:
         """End both connections; one that is half open may take its time, or not even notice that it is told to."""
@@ -245,6 +256,8 @@ class Link:
                     await self.queue(stream, queue_type="stream")
                     first = properties(Message(INTERNAL + "born", content_type="", time=wall()), {})
                     await self.confirmed([Publication("", stream, first, b"")])
+                    if self.publisher is not None and self.publisher.lost is not None:
+                        raise refused(self.publisher.lost, f"what is sent to stream {stream!r}")
                 await self._exchange(self.reserved, "topic")
         await self.bind(self.dead, self.reserved, DEAD + "#")
 

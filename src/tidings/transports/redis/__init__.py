@@ -19,10 +19,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import redis as redis  # whoever lacks it is told so here, before anything is opened
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from tidings.kernel.errors import Duration, InvalidOption, InvalidURL
 from tidings.kernel.message import seconds
+from tidings.transports._tls import unsecured
 from tidings.transports._url import Location, fill, hidden, locate, shown
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Redis"]
 
+TLS = ("rediss", "valkeys")
 SCHEMES = ("redis", "rediss", "valkey", "valkeys", "redis+sentinel", "redis+cluster")
 _SIZE = re.compile(r"(\d+)\s*(KiB|MiB|GiB)?")
 
@@ -73,6 +75,10 @@ class Redis(Struct, frozen=True, kw_only=True):
             raise InvalidOption("lease cannot be 0", mend='a duration like "30s"')
         if self.topics < 1 or self.replicas < 0:
             raise InvalidOption("topics is at least 1, replicas at least 0", mend="raise it, or leave it out")
+        if self.server.partition("://")[0] in TLS:
+            structs.force_setattr(self, "tls", True)
+        if not self.tls:
+            unsecured("rediss://; with Sentinel and clusters tls=true", ca=self.ca, cert=self.cert, key=self.key)
         size(self.max_size)
         self.own_keys()
 
@@ -126,7 +132,7 @@ class Redis(Struct, frozen=True, kw_only=True):
         """Options from a URL; raises ``InvalidURL``."""
         where = locate(url, 6379)
         place = url.partition("?")[0]
-        secure = {"tls": True} if where.scheme in ("rediss", "valkeys") else {}
+        secure = {"tls": True} if where.scheme in TLS else {}
         options = fill(cls, url, where.query, server=place, **secure)
         options.location()
         return options

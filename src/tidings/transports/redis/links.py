@@ -24,6 +24,7 @@ from redis.exceptions import ConnectionError as NotConnected
 from redis.exceptions import RedisError
 
 from tidings.kernel import errors
+from tidings.transports._tls import secured
 
 from . import Redis
 
@@ -78,16 +79,11 @@ class Server:
         self.tls: ssl.SSLContext | None = None
 
     def _context(self) -> ssl.SSLContext | None:
-        """For TLS; raises ``BusUnavailable`` when a file is not there or is none."""
+        """For TLS. Raises ``BusUnavailable`` when a file is not there or is none."""
         options = self.options
         if options.tls and self.tls is None:
-            try:
-                self.tls = ssl.create_default_context(cafile=options.ca or None)
-                if options.cert:
-                    self.tls.load_cert_chain(options.cert, options.key or None)
-            except OSError as error:
-                what = f"TLS for Redis at {self.shown} cannot be set up"
-                raise errors.BusUnavailable(what, why=str(error), mend="ca=, cert=, key= name PEM files") from error
+            files = ("ca", options.ca), ("cert", options.cert), ("key", options.key)
+            self.tls = secured(f"Redis at {self.shown}", *files)
             if not options.verify:
                 self.tls.check_hostname, self.tls.verify_mode = False, ssl.CERT_NONE
         return self.tls
@@ -190,10 +186,13 @@ class Server:
             )
         elif isinstance(error, refusals.BusyLoadingError):
             what, mend = f"Redis at {self.shown} is loading its data", "wait"
-        elif isinstance(error, ssl.SSLError):
+        elif "CERTIFICATE_VERIFY" in why:
             mend = "ca= names the PEM file of who signed its certificate"
         elif not isinstance(error, refusals.ResponseError):
             mend = "is the server running there, and is the URL right?"
+            if any(word in why for word in ("Timeout", "reset", "closed", "SSL")):  # somebody may be there
+                tls = "no TLS, or a client certificate (cert=, key=)" if self.options.tls else "TLS (rediss://)"
+                mend += f" does it want {tls}?"
         return errors.BusUnavailable(what, why=why, mend=mend)
 
 
