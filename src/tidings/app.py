@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
@@ -57,7 +57,7 @@ class App(Router):
         url: str | Options | None = None,
         /,
         *,
-        middleware: Iterable[Middleware] = (),
+        middleware: Sequence[Middleware] = (),
         backoff: Backoff = Backoff(),  # noqa: B008
         breaker: Breaker | None = Breaker(),  # noqa: B008
         grace: Duration = 30.0,
@@ -67,9 +67,9 @@ class App(Router):
         if "." in check_topic(name):
             why, mend = "its groups are <app>.<function>", "use '-'"
             raise InvalidName(f"an app cannot be called {name!r}", why=why, mend=mend)
+        for option, value in (("middleware", middleware), ("backoff", backoff), ("breaker", breaker)):
+            check_option(option, value)
         self.name, self.middleware, self.backoff, self.breaker = name, tuple(middleware), backoff, breaker
-        for option in ("middleware", "backoff", "breaker"):
-            check_option(option, getattr(self, option))
         self.grace = seconds(grace, "grace")
         self.urls: dict[str, str | Options] = {"": url or f"sqlite:///{name}.db", **buses}
         for given in self.urls.values():

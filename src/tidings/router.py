@@ -195,8 +195,8 @@ _CHOICES: dict[Role, frozenset[str]] = {
 _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("concurrency", "batch"), (lambda v: isinstance(v, int) and v >= 1, "a number, at least 1")),
     "run": (lambda v: v in ("loop", "thread", "process"), "'loop', 'thread' or 'process'"),
-    "backoff": (lambda v: isinstance(v, Backoff | None), "Backoff(attempts=5)"),
-    "breaker": (lambda v: v == "default" or isinstance(v, Breaker | None), "Breaker(ratio=0.9), or None: off"),
+    "backoff": (lambda v: isinstance(v, Backoff), "Backoff(attempts=5); Backoff(attempts=1) tries nothing again"),
+    "breaker": (lambda v: isinstance(v, Breaker | None), "Breaker(ratio=0.9), or None: off"),
     "middleware": (lambda v: isinstance(v, list | tuple) and all(map(callable, v)), "a list of functions"),
     "to": (lambda v: isinstance(v, Topic | None), 'Topic("orders.billed", Order)'),
 }

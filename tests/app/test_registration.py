@@ -103,6 +103,10 @@ REFUSED: list[tuple[str, Callable[[], object], type[TidingsError], str, str]] = 
     ("bad middleware", on(placed, bill, middleware=5), InvalidOption, "middleware cannot be 5", "functions"),
     ("middleware that cannot be called", on(placed, bill, middleware=[5]), InvalidOption, "middleware", "functions"),
     ("bad to", on(placed, bill, to="orders"), InvalidOption, "to cannot be 'orders'", "Topic("),
+    ("no backoff", on(placed, bill, backoff=None), InvalidOption, "backoff cannot be None", "attempts=1"),
+    ("no default backoff", lambda: App("shop", backoff=None), InvalidOption, "backoff cannot be None", "attempts=1"),  # type: ignore[arg-type]
+    ("bad default middleware", lambda: App("shop", middleware=5), InvalidOption, "middleware cannot be 5", "functions"),  # type: ignore[arg-type]
+    ("default as a breaker", lambda: App("shop", breaker="default"), InvalidOption, "breaker cannot be", "None: off"),  # type: ignore[arg-type]
     ("bad default backoff", lambda: App("shop", backoff=5), InvalidOption, "backoff cannot be 5", "Backoff("),  # type: ignore[arg-type]
     ("bad default breaker", lambda: App("shop", breaker=5), InvalidOption, "breaker cannot be 5", "Breaker("),  # type: ignore[arg-type]
     ("no router", lambda: app().include(5), InvalidOption, "5 is no Router", "app.include"),  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Callable
@@ -10,6 +11,12 @@ from typing import Any
 
 import pytest
 from tests.conformance.engines import ENGINES, engine_bus
+
+from tidings import App
+from tidings.cli.control import _tell
+from tidings.control import CONTROL, Answer, Order, draft
+from tidings.kernel.codec import seal
+from tidings.kernel.transport import Subscription
 
 from .conftest import PATIENCE, Running, Shell
 
@@ -121,6 +128,29 @@ def test_processes_on_a_server(app: Shell, engine: str) -> None:
     late = started(app)
     assert any("is paused until" in line for line in late.lines) is remembers
     assert late.end() == 0
+
+
+@pytest.mark.slow
+async def test_who_is_no_member_yet_is_waited_for() -> None:
+    """Of three that answer the bus counts two; the third answers after them."""
+    url: Any = engine_bus("rabbitmq").url
+    async with App("asker", url(30.0)).connect() as app:
+        bus, order = app.bus(), Order(group="shop.bill", paused=True)
+        ears = [await bus.subscribe(Subscription(app="shop", pattern=CONTROL + "shop")) for _ in range(3)]
+
+        async def answer(pid: int, after: int) -> None:
+            heard: list[Any] = []
+            while len(heard) < 1 + after:  # the order, and so many answers
+                heard += [delivery.message for delivery in await ears[pid].receive(10)]
+            mine = Answer(group="shop.bill", host="here", pid=pid, paused=True, concurrency=1)
+            sealed = seal(draft("shop", mine, heard[0].id), now=time.time(), source="shop")
+            assert not await bus.publish([sealed])
+
+        told = _tell(app, "shop", [order], {"shop.bill": 2}, timeout=PATIENCE)
+        answers, *_ = await asyncio.gather(told, answer(0, 0), answer(1, 0), answer(2, 2))
+        assert sorted(answer.pid for answer in answers) == [0, 1, 2]
+        for ear in ears:
+            await ear.close()
 
 
 def test_two_processes_and_what_is_printed(app: Shell) -> None:

@@ -230,7 +230,9 @@ def test_a_second_signal_does_not_wait(nowhere: Shell, number: signal.Signals) -
 
 def test_ends_when_the_terminal_goes(nowhere: Shell) -> None:
     nowhere.write("shop.py", SHOP)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, also by whom we start
     running = nowhere.start("dev")
+    signal.signal(signal.SIGHUP, before)
     ready(running)
     assert running.end(signal.SIGHUP) == 0
     assert "shop stopped: nothing to do\n" in running.lines

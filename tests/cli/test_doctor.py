@@ -116,7 +116,7 @@ WRONG = [
     ("sqlite:///" + "x" * 300, "file", "TDG-E000: OSError: ", "TIDINGS_DEBUG=1"),
     ("nats://127.0.0.1:1", "reachable", "TDG-E021: ", "start it"),
     ("nats://[::1", "url", "TDG-E006: ", "[::1]"),
-    ("nats+tls://127.0.0.1:1?ca=/nix.pem", "reachable", "TDG-E000: FileNotFoundError: ", "TIDINGS_DEBUG=1"),
+    ("nats+tls://127.0.0.1:1?ca=/nix.pem", "reachable", "TDG-E021: TLS for NATS cannot be set up", "ca=/nix.pem"),
     ("", "url", "TDG-E002: --url is empty", "leave it out"),
 ]
 

@@ -64,15 +64,56 @@ def test_items_of_a_batch_are_told_and_what_was_only_deferred_is_not(nowhere: Sh
 
 
 def test_many_failures_do_not_fill_the_log(nowhere: Shell) -> None:
-    nowhere.write(
-        "shop.py", SHOP.replace('first="10ms"', 'first="1ms", factor=1').replace("attempts=3", "attempts=100")
-    )
+    often = SHOP.replace('first="10ms")', 'first="1ms", factor=1), breaker=None').replace("attempts=3", "attempts=100")
+    nowhere.write("shop.py", often)
     running = nowhere.start("run", "shop:app")
     running.until("shop.wait")
     nowhere("publish", "shop:app", "placed", "7")
     running.until("shop.bill fails often")
+    told = sum("shop.bill failed" in line for line in running.lines)
+    running.until("dead letter of shop.bill")
     assert running.end() == 0
-    assert sum("shop.bill failed" in line for line in running.lines) == 20
+    assert told == 20
+    assert sum("shop.bill failed" in line for line in running.lines) < 99, "what was too much is not told later"
+
+
+def test_a_deadline_is_told_and_what_its_middleware_rejects_is_not(nowhere: Shell) -> None:
+    nowhere.write(
+        "shop.py",
+        """
+import asyncio
+from tidings import App, Backoff, Reject
+
+def strict(one):
+    async def rejecting(delivery):
+        try:
+            return await one(delivery)
+        except ValueError as error:
+            raise Reject("never") from error
+
+    return rejecting
+
+app = App("shop", "sqlite:///shop.db", backoff=Backoff(attempts=2, first="10ms"), middleware=[strict])
+
+@app.on("slow", timeout="200ms")
+async def wait(n: int) -> None:
+    await asyncio.sleep(3600)
+
+@app.on("wrong")
+async def check(n: int) -> None:
+    raise ValueError("wrong")
+""",
+    )
+    running = nowhere.start("run", "shop:app")
+    running.until("shop.check")
+    nowhere("publish", "shop:app", "wrong", "1")
+    running.until("dead letter of shop.check")
+    nowhere("publish", "shop:app", "slow", "1")
+    told = running.until("tried again")
+    assert "shop.wait failed, attempt 1 of 2" in told
+    assert "HandlerTimeout" in told
+    assert running.end() == 0
+    assert not any("shop.check failed" in line for line in running.lines)
 
 
 def silent(shell: Shell, program: str) -> bool:
@@ -90,5 +131,5 @@ def silent(shell: Shell, program: str) -> bool:
 def test_nothing_is_told_twice_or_to_nobody(nowhere: Shell) -> None:
     assert not silent(nowhere, SHOP)
     assert silent(nowhere, SHOP.replace("@app.on(placed)", "@app.on(placed, middleware=[Log()])"))
-    nowhere.env["TIDINGS_LOG"] = "ERROR"
+    nowhere.env["TIDINGS_LOG"] = "WARNING"
     assert silent(nowhere, SHOP)

@@ -23,9 +23,10 @@ from .outcome import Backoff, Breaker, Dead, Fate, Kind, Wait, before, classify,
 from .topics import DEAD
 from .transport import ACK, Consumer, Delivery, Failure, Release, Retry, Settlement
 
-log = logging.getLogger("tidings")
+log, retried = logging.getLogger("tidings"), logging.getLogger("tidings.retried")
 
 UNFLUSHED = 512  # settlements
+TOLD = "%s failed, attempt %d of %d, and is tried again: %s: %s"
 EARLY, AGAIN = 0.001, 0.5  # seconds: timers may be so early; between tries while the bus takes no settlements
 
 
@@ -62,11 +63,11 @@ class Settling:
         self.lanes, self.stats = Lanes(), Stats()
         self.ready: list[Settlement] = []
         self.committing: Sequence[Settlement] = ()
-        self.held = 0  # received and not yet committed
+        # received and not yet committed; of those ready: no handler's success; known to the breaker
+        self.held = self._other = self._counted = 0
         self.suspect: tuple[Delivery, asyncio.Future[None]] | None = None  # running, and to be told when settled
         self.leaving = Counter[object]()  # keys of an ordered group that go back uncommitted, and (key, id)
         self.flushable, self.suspected = asyncio.Event(), asyncio.Event()
-        self._other = self._counted = 0  # of those ready: no handler's success; known to the breaker
 
     @property
     def full(self) -> bool:
@@ -132,6 +133,9 @@ class Settling:
                 fate = Release(breaker.pause)
             if self._count(breaker, 1):
                 self._trip(breaker)
+        if isinstance(fate, Wait | Retry) and retried.isEnabledFor(logging.INFO):
+            told = policy.group, delivery.attempt, policy.backoff.attempts, type(error).__name__, text_of(error)
+            retried.info(TOLD, *told, exc_info=users(error) if delivery.attempt == 1 else None)
         return self.apply(delivery, fate, users(error))
 
     def _count(self, breaker: Breaker, failed: int) -> bool:

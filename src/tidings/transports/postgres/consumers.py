@@ -228,14 +228,14 @@ class LiveConsumer(Waiting):
                 continue
             try:
                 row = await self.transport.call("live", self.channels, self.position, LIVE_BUFFER, repeat=True)
+                if row["newest"] > self.known:  # perhaps one of ours: read again when its name is known
+                    await self.transport.tail_once()
+                    more = True
+                    continue
             except TidingsError as error:
                 self.transport.notify(Event("lost", 1, str(error)))
                 await asyncio.sleep(1)
                 more = True
-                continue
-            if row["newest"] > self.known:  # perhaps one of ours: look again when its name is known
-                more = False
-                self.transport.look_for_news()
                 continue
             self.position, more = row["looked"], row["more"]
             self._keep(messages(row["records"], len(row["seqs"])) if row["seqs"] else [])
@@ -250,10 +250,10 @@ class LiveConsumer(Waiting):
             self.transport.notify(Event("dropped", dropped, self.patterns[0] if self.patterns else ""))
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
-        newest = self.woken
+        newest, head = self.woken, self.transport.head
         while not self.stopped:
             self.hot = False
-            if self.buffer and self.read >= newest:  # who is slow gets the newest
+            if self.buffer and (self.read >= newest or self.position >= head):  # who is slow gets the newest
                 return [self.buffer.popleft() for _ in range(min(limit, len(self.buffer)))]
             await self.sleep()
         return ()

@@ -81,7 +81,7 @@ class PostgresTransport:
             synchronous = await prepare(self.connections)
             self.capabilities = self._capabilities(synchronous)
             await self.keeper.enter()
-            await self._tail_once()
+            await self.tail_once()
         except BaseException:
             await self.connections.close()
             raise
@@ -146,7 +146,7 @@ class PostgresTransport:
         if self.client is None:
             raise NotOpen(f"the bus {self.options.shown()} is not open")
         if subscription.group is None:
-            await self._tail_once()
+            await self.tail_once()
             return LiveConsumer(self, subscription.pattern, self.seen)
         s = subscription
         args = s.group, s.app, s.pattern, *like(s.pattern), s.start, s.ordered
@@ -231,9 +231,10 @@ class PostgresTransport:
                     await self.news.wait()
             self.news.clear()
             with suppress(TidingsError):
-                await self._tail_once()
+                await self.tail_once()
 
-    async def _tail_once(self) -> None:
+    async def tail_once(self) -> None:
+        """Learn what there is that was not known; wakes whom it concerns."""
         asked = self.seen
         row = await self.call("news", asked, max(self.names, default=0), repeat=True)
         new = {id: topic for id, topic, _ in json.loads(row["new"] or "[]")}
@@ -308,7 +309,7 @@ class PostgresTransport:
         return [GroupInfo(*row) for row in await self._rows("SELECT * FROM {}.groups_info($1)", names)]
 
     async def peek(self, pattern: str, after: int = 0, limit: int = 100) -> Sequence[Stored]:
-        await self._tail_once()
+        await self.tail_once()
         fits = expression(pattern).fullmatch
         channels = [id for id, name in self.names.items() if fits(name)]
         found, more = list[Stored](), bool(channels)
