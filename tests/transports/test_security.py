@@ -14,6 +14,7 @@ import os
 import re
 import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,12 @@ from tests.servers.postgres import Postgres
 from tests.servers.rabbitmq import RabbitMQ
 
 from tidings import App, Backoff, Message, Service, Topic
-from tidings.kernel.errors import BusUnavailable, InvalidURL
+from tidings.kernel.errors import BusUnavailable, InvalidOption, InvalidURL
+from tidings.transports.kafka import Kafka
+from tidings.urls import options_for
 
 RIGHT, WRONG = "s3cret", "wr0ng"
+SECRET = re.compile(f"{RIGHT}|{WRONG}|S[ACNOUX][A-Z2-7]{{56}}")  # the third: seeds of NKeys
 ALIAS = "127.1"  # the same place by a name that is in no certificate
 placed, late, lost = (Topic(f"orders.{name}", int) for name in ("placed", "late", "lost"))
 doubled = Service("numbers.double", int, int)
@@ -37,9 +41,10 @@ doubled = Service("numbers.double", int, int)
 def discreet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level(logging.DEBUG)
     yield
-    said = [record.getMessage() for record in caplog.get_records("call")]
-    assert said
-    assert not [text for text in said if RIGHT in text or WRONG in text]
+    logging.getLogger("nats").debug("heard")
+    assert "heard" in caplog.messages, "not all that is logged is seen"
+    said = map(logging.Formatter().format, caplog.get_records("call"))  # tracebacks, too
+    assert not [text for text in said if SECRET.search(text)]
 
 
 @pytest.fixture
@@ -120,9 +125,7 @@ async def refused(url: str, says: str) -> None:
         async with asyncio.timeout(30), App("shop", url).connect():
             pass
     assert re.search(says, str(refusal.value)), f"{url}: {refusal.value}"
-    told = "".join(traceback.format_exception(refusal.value))
-    assert RIGHT not in told
-    assert WRONG not in told
+    assert not SECRET.search("".join(traceback.format_exception(refusal.value)))
 
 
 async def all_refused(urls: Mapping[str, str]) -> None:
@@ -157,7 +160,24 @@ async def test_a_url_that_makes_no_sense(url: str, says: str) -> None:
         async with App("shop", url).connect():
             pass
     assert re.search(says, str(refusal.value), re.S)
-    assert RIGHT not in "".join(traceback.format_exception(refusal.value))
+    assert not SECRET.search("".join(traceback.format_exception(refusal.value)))
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        ("rediss://localhost?key=shop.key", "key= is for a certificate.*cert="),
+        ("amqps://localhost?keyfile=shop.key", "keyfile= is for a certificate.*certfile="),
+        ("nats+tls://localhost?key=shop.key", "key= is for a certificate.*certificate="),
+        ("nats://localhost?key=shop.key", r"key= is for TLS.*nats\+tls://"),
+        ("kafka+ssl://localhost?key=shop.key", "key= is for a certificate.*cert="),
+    ],
+)
+async def test_a_key_is_not_left_out(url: str, says: str) -> None:
+    with pytest.raises((InvalidOption, InvalidURL)) as refusal:
+        async with App("shop", url).connect():
+            pass
+    assert re.search(says, str(refusal.value), re.S)
 
 
 # -- a server without TLS ------------------------------------------------------------------------------------------
@@ -241,17 +261,22 @@ async def test_nats(stranger: Path) -> None:
 
 async def test_nats_never_goes_on_in_the_clear() -> None:
     """Not even where whoever answers says that it may: it might be no server of ours."""
-    heard = bytearray()
+    heard, visits = bytearray(), list[Any]()
 
     async def impostor(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        visits.append(asyncio.current_task())
         writer.write(b'INFO {"server_id":"x","version":"2.12.0","headers":true,"auth_required":true}\r\n')
-        heard.extend(await reader.read())
+        with suppress(ConnectionError):
+            while some := await reader.read(65_536):
+                heard.extend(some)
         writer.close()
 
     async with await asyncio.start_server(impostor, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         await refused(f"nats+tls://ann:{RIGHT}@127.0.0.1:{port}", "it offers no TLS")
-        assert not heard
+        assert visits
+        await asyncio.gather(*visits)
+    assert not heard
 
 
 async def test_nats_takes_tls_where_it_is_left_to_the_client() -> None:
@@ -290,6 +315,21 @@ async def test_nats_with_a_key(tmp_path: Path) -> None:
                 f"nats://{at(mine)}?nkey={tmp_path}/worn.nk": "invalid seed.*\n.*nkey=",
             }
         )
+
+
+@pytest.mark.parametrize("option", ["nkey", "credentials"])
+async def test_a_seed_is_not_shown(option: str, tmp_path: Path) -> None:
+    """Not even where it stands instead of its file."""
+    seed(tmp_path, "ann.nk")
+    url = f"nats://localhost?{option}={(tmp_path / 'ann.nk').read_text()}"
+    with pytest.raises(InvalidOption, match="credentials= name files") as refusal:
+        async with App("shop", url).connect():
+            pass
+    assert not SECRET.search("".join(traceback.format_exception(refusal.value)))
+    assert f"{option}='***'" in repr(options_for(url))
+    with pytest.raises(InvalidURL) as another:
+        options_for(url.replace("?", "/path?"))
+    assert f"?{option}=***" in str(another.value)
 
 
 def token(by: Any, subject: Any, name: str, claims: dict[str, Any]) -> str:
@@ -340,6 +380,10 @@ async def test_nats_with_credentials(tmp_path: Path) -> None:
 # -- PostgreSQL ----------------------------------------------------------------------------------------------------
 
 
+async def test_a_socket_that_is_missing_is_no_matter_of_tls() -> None:
+    await refused("postgresql://postgres@/postgres?host=/nowhere", "No such file.*\n.*is the server there")
+
+
 async def test_postgres(stranger: Path, tmp_path: Path) -> None:
     with fresh("postgres", tls=True, password="admin") as mine:
         assert isinstance(mine, Postgres)
@@ -376,6 +420,14 @@ async def test_postgres(stranger: Path, tmp_path: Path) -> None:
 
 
 # -- RabbitMQ ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_name_with_reset_in_it_is_no_matter_of_tls() -> None:
+    with pytest.raises(BusUnavailable) as refusal:
+        async with App("shop", "amqp://preset.localhost:1").connect():
+            pass
+    assert "preset.localhost:1: " in str(refusal.value)
+    assert "TLS" not in str(refusal.value)
 
 
 @pytest.mark.slow
@@ -419,6 +471,14 @@ async def test_rabbitmq(stranger: Path) -> None:
 
 
 # -- Kafka ---------------------------------------------------------------------------------------------------------
+
+
+def test_kafkas_own_properties_may_ask_for_tls() -> None:
+    own = {"security.protocol": "sasl_ssl", "ssl.certificate.pem": "…"}
+    config = Kafka(ca="ca.pem", key="shop.key", client=own).config_for(lambda error: None)
+    assert (config["security.protocol"], config["ssl.ca.location"]) == ("sasl_ssl", "ca.pem")
+    with pytest.raises(InvalidOption, match="ca= is for TLS"):
+        Kafka(ca="ca.pem", client={"security.protocol": "SASL_PLAINTEXT"})
 
 
 @pytest.mark.slow

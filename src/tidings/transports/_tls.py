@@ -10,8 +10,10 @@ from tidings.kernel.errors import BusUnavailable, InvalidOption
 def secured(where: str, ca: tuple[str, str], cert: tuple[str, str], key: tuple[str, str]) -> ssl.SSLContext:
     """A context that checks the server's certificate and name; each file is an option's name and its value.
 
-    Raises ``BusUnavailable`` when a file cannot be read, or is not what it should be.
+    Raises ``BusUnavailable`` when a file cannot be read, or is not what it should be, and ``InvalidOption`` as
+    ``paired`` does.
     """
+    paired(cert, key)
     try:
         context = ssl.create_default_context(cafile=ca[1] or None)
         if cert[1]:
@@ -21,6 +23,12 @@ def secured(where: str, ca: tuple[str, str], cert: tuple[str, str], key: tuple[s
         what, mend = f"TLS for {where} cannot be set up", f"PEM files that this process can read: {given}"
         raise BusUnavailable(what, why=str(error), mend=mend) from error
     return context
+
+
+def paired(cert: tuple[str, str], key: tuple[str, str]) -> None:
+    """Raises ``InvalidOption`` when there is a key and no certificate: it would not be used."""
+    if key[1] and not cert[1]:
+        raise InvalidOption(f"{key[0]}= is for a certificate, and none is given", mend=f"{cert[0]}= names its PEM file")
 
 
 def unsecured(mend: str, **files: str) -> None:

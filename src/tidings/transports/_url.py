@@ -15,6 +15,8 @@ from tidings.kernel.message import seconds
 
 OptionsT = TypeVar("OptionsT", bound=Struct)
 
+SEED = re.compile("S[ACNOUX][A-Z2-7]{40,}")  # of an NKey, or most of one: it has 58 characters
+
 
 class Location(Struct, frozen=True):
     """What stands before the ``?`` of a URL; user, password and path are unquoted."""
@@ -60,7 +62,7 @@ def _host(place: str, port: int, scheme: str) -> tuple[str, int]:
 
 
 def shown(url: str) -> str:
-    """A URL as it may be logged: without its password, and without a token that stands for one."""
+    """A URL as it may be logged: without its password, and without a token or a seed that stands for one."""
     place, mark, query = url.partition("?")
     before, at, after = place.rpartition("@")
     scheme, separator, login = before.partition("://")
@@ -68,18 +70,18 @@ def shown(url: str) -> str:
     user, colon, _ = login.partition(":")
     if scheme.startswith("nats") and at and not colon:  # a user alone is a token
         user = "***"
-    return f"{scheme}{separator}{user}{at}{after}{mark}{query}"
+    return SEED.sub("***", f"{scheme}{separator}{user}{at}{after}{mark}{query}")
 
 
 def hidden(options: Struct) -> str:
-    """The ``repr`` of options, as it may be logged: no password, and no token that stands for one."""
+    """The ``repr`` of options, as it may be logged: no password, and no token or seed that stands for one."""
     told = structs.asdict(options)
     secret = {"password", "client"} if told.get("password") or "password" not in told else {"user", "client"}
     for name, value in told.items():
         if value and (name in secret or "password" in name):
             told[name] = "***"
-        elif isinstance(value, str) and "://" in value:
-            told[name] = shown(value)
+        elif isinstance(value, str):
+            told[name] = shown(value) if "://" in value else SEED.sub("***", value)
     return f"{type(options).__name__}({', '.join(f'{name}={value!r}' for name, value in told.items())})"
 
 

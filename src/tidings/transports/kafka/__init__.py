@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from tidings.kernel.errors import Duration, InvalidOption
 from tidings.kernel.message import seconds
-from tidings.transports._tls import unsecured
+from tidings.transports._tls import paired, unsecured
 from tidings.transports._url import fill, hidden, locate
 
 if TYPE_CHECKING:
@@ -103,8 +103,10 @@ class Kafka(Struct, frozen=True, kw_only=True):
             raise InvalidOption(f"partitions cannot be {self.partitions}", mend="at least 1")
         if re.search(r"[^A-Za-z0-9._-]", self.namespace):
             raise InvalidOption(f"namespace cannot be {self.namespace!r}", mend="letters, digits, '.', '_' and '-'")
-        if not self.tls:
+        if not self.tls and "SSL" not in str(self.client.get("security.protocol")).upper():
             unsecured("kafka+ssl://", ca=self.ca, cert=self.cert, key=self.key)
+        if not any(name.startswith("ssl.") for name in self.client):  # which may have the certificate
+            paired(("cert", self.cert), ("key", self.key))
 
     def transport(self) -> KafkaTransport:
         from .transport import KafkaTransport

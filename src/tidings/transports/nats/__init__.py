@@ -24,17 +24,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import nats as nats  # whoever lacks it is told so here, before anything is opened
 from msgspec import Struct
 
-from tidings.kernel.errors import BusUnavailable, Duration, InvalidURL
+from tidings.kernel.errors import BusUnavailable, Duration, InvalidOption, InvalidURL
 from tidings.kernel.topics import TOKEN
-from tidings.transports._tls import secured
-from tidings.transports._url import fill, hidden, locate, shown
+from tidings.transports._tls import secured, unsecured
+from tidings.transports._url import SEED, fill, hidden, locate, shown
 
 if TYPE_CHECKING:
     from .transport import NATSTransport
 
 CONNECT = 5  # seconds for one server, TLS included
 MENDS = {  # what to do when no server would have us, by the words of its reason
-    "uthorization": "check user and password, token, credentials= or nkey=",
+    "(?i)authorization": "check user and password, token, credentials= or nkey=",
     "CERTIFICATE_VERIFY": "ca= names the PEM file of who signed its certificate",
     "TLS|SSL|reset": "nats+tls:// is for a server with TLS, certificate= and key= for one that wants to see them",
     "seed": "nkey= and credentials= name files that have the seed of a user",
@@ -86,7 +86,11 @@ class NATS(Struct, frozen=True, kw_only=True):
         return NATSTransport(self)
 
     def connecting(self) -> dict[str, Any]:
-        """What the client is told. Raises ``BusUnavailable`` when a file is not there, or is not what it should be."""
+        """What the client is told.
+
+        Raises ``BusUnavailable`` when a file is not there, or is not what it should be; ``InvalidOption`` when it would
+        not be used, or is none.
+        """
         scheme = "tls" if self.tls or self.ca or self.certificate else "nats"
         hosts = [f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}" for host, port in self.servers]
         told: dict[str, Any] = {"servers": hosts, "connect_timeout": CONNECT}
@@ -100,11 +104,19 @@ class NATS(Struct, frozen=True, kw_only=True):
             told["nkeys_seed"] = holding(self.nkey, "SU")
         if scheme == "tls":
             told["tls"] = secured("NATS", ("ca", self.ca), ("certificate", self.certificate), ("key", self.key))
+        else:
+            unsecured("nats+tls://", key=self.key)
         return told
 
 
 def holding(file: str, *marks: str) -> str:
-    """A file's name, when all those marks are in it: the client looks for them for ever. Raises ``BusUnavailable``."""
+    """A file's name, when all those marks are in it: the client looks for them for ever.
+
+    Raises ``BusUnavailable``, and ``InvalidOption`` for what the file should hold, which is not shown.
+    """
+    if SEED.search(file):
+        mend = "write it to a file that only you can read, and name that"
+        raise InvalidOption("nkey= and credentials= name files, and this is the seed itself", mend=mend)
     try:
         text = Path(file).read_text()
         missing = [mark for mark in marks if mark not in text]

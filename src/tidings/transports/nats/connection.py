@@ -19,13 +19,13 @@ from tidings.kernel.errors import BusError, BusUnavailable
 from tidings.kernel.message import new_id
 from tidings.kernel.transport import Event
 
-from . import MENDS
+from . import CONNECT, MENDS
 from .frames import Batch, Came, Frame, Refused
 
 Answer = Any  # a message of the client, a ``Refused``, or None
 
 ANSWER, AGAIN = 5.0, 0.1  # seconds: for an answer, between tries
-TOLD = re.compile("uthorization|SSL")  # says more than that a connection ended
+TOLD = re.compile("(?i:authorization)|SSL")  # says more than that a connection ended
 PENDING = 8 * 1024 * 1024  # bytes that may wait to be written
 
 
@@ -101,6 +101,7 @@ class Connection:
 
     def __init__(self, told: Mapping[str, Any], where: str, wait: float) -> None:
         self.told, self.where, self.wait = told, where, wait
+        self.patience = max(2 * ANSWER, CONNECT * (len(told["servers"]) + 1))  # each may be the only one that answers
         self.client: Any = None
         self.closing = self.reviving = False
         self.before = 0.0  # what arrives now left the server after this
@@ -124,7 +125,7 @@ class Connection:
         self.ears[Ear(self.inbox + ">", "", self._answered)] = None
         connecting = asyncio.ensure_future(self._connect())
         failing = asyncio.ensure_future(self.failed.wait())
-        await asyncio.wait({connecting, failing}, timeout=2 * ANSWER, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({connecting, failing}, timeout=self.patience, return_when=asyncio.FIRST_COMPLETED)
         failing.cancel()
         if connecting.done() and not connecting.exception():
             return
@@ -134,9 +135,8 @@ class Connection:
         await self.disconnect()
         reasons = [*self.troubles, *([trouble] if trouble else ())] or [TimeoutError("no answer")]
         why = next((text for each in reasons if TOLD.search(text := text_of(each))), text_of(reasons[-1]))
-        what = f"no NATS server at {self.where} would have us"
         mend = next((mend for words, mend in MENDS.items() if re.search(words, why)), "start it, or mend the URL")
-        raise BusUnavailable(what, why=why, mend=mend) from None
+        raise BusUnavailable(f"no NATS server at {self.where} would have us", why=why, mend=mend) from None
 
     async def _connect(self) -> None:
         def next_server(servers: Sequence[Any], info: Any) -> tuple[Any, float]:
@@ -223,7 +223,7 @@ class Connection:
             await asyncio.sleep(pause)
             pause = min(5.0, 2 * pause)
             connecting = asyncio.ensure_future(self._connect())
-            done, _ = await asyncio.wait({connecting}, timeout=2 * ANSWER)
+            done, _ = await asyncio.wait({connecting}, timeout=self.patience)
             if not done or connecting.exception():
                 connecting.cancel()
                 await self._drop()

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -110,17 +110,9 @@ class Stream(Connection):
             if not options.provision:
                 raise errors.NotFound(f"there is no stream {name!r}", mend="create it, or leave out provision=false")
             kept: dict[str, Any] = {"max_age": seconds(options.retain, "retain"), "max_bytes": options.max_size}
-            window = min(seconds(options.dedup, "dedup"), kept["max_age"] or math.inf)
-            storage = api.StorageType(options.storage)
-            config = api.StreamConfig(
-                name=name,
-                subjects=own,
-                storage=storage,
-                num_replicas=options.replicas,
-                duplicate_window=window,
-                **kept,
-                **wanted,
-            )
+            kept["duplicate_window"] = min(seconds(options.dedup, "dedup"), kept["max_age"] or math.inf)
+            kept |= {"storage": api.StorageType(options.storage), "num_replicas": options.replicas}
+            config = api.StreamConfig(name=name, subjects=own, **kept, **wanted)
             info = await self.ask("add_stream", config)
         config = info.config
         lacking = [flag for flag in wanted if not getattr(config, flag)]
@@ -137,7 +129,9 @@ class Stream(Connection):
             info = await self.ask("update_stream", config, **more)
             if not info.config.allow_msg_schedules:
                 raise errors.BusUnavailable(f"NATS at {self.where} is too old", why="it has no message schedules: 2.12")
-        self.subjects = list(info.config.subjects)
+            await self._widen()  # what was added since it was read is not taken out again
+        else:
+            self.subjects = list(info.config.subjects)
         self._claim_capabilities(info.config)
 
     def _claim_capabilities(self, config: Any) -> None:
@@ -167,8 +161,8 @@ class Stream(Connection):
     async def cover(self, names: Iterable[str]) -> None:
         """See to it that the stream takes these topics or patterns; raises ``BusError``.
 
-        Two who add subjects at once could undo each other's: each first leaves a note, and whoever writes last has read
-        all notes left before.
+        Two who add subjects at once could undo each other's: each first leaves a note (what every bus needs takes
+        none), and whoever writes last has read all notes left before.
         """
         new = {name for name in names if name not in self.covered and name[0] not in "*>_"}
         firsts = {first for name in new if (first := name.partition(".")[0]) not in self.firsts}
@@ -186,14 +180,15 @@ class Stream(Connection):
     def _takes(self, name: str) -> bool:
         return any(superset(subject, self.prefix + name) for subject in self.subjects)
 
-    async def _widen(self, firsts: Iterable[str]) -> None:
+    async def _widen(self, firsts: Collection[str] = ()) -> None:
         root, forever = self.prefix + SUBJECT, head({}, "", None, {"Nats-TTL": "never"})
-        await self.exchange([Frame(root + first, forever, b"") for first in firsts])
+        if firsts:
+            await self.exchange([Frame(root + first, forever, b"") for first in firsts])
         while True:
             info = await self.ask("stream_info", self.name, subjects_filter=root + ">")
             noted = {name.removeprefix(root) for name in info.state.subjects or ()}.union(firsts)
-            more = [self.prefix + name for first in noted for name in (first, first + ".>")]
-            wanted = widened(info.config.subjects, more)
+            more = [name for first in noted for name in (first, first + ".>")]
+            wanted = widened(info.config.subjects, [self.prefix + name for name in (*OWN, *more)])
             if set(wanted) <= set(info.config.subjects):
                 self.subjects, self.firsts = wanted, noted
                 return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 CONNECT = 10.0  # seconds a connection may take
 ANSWER = 5.0, 20.0  # seconds a call may take before its connection is given up: a lease, within these
 BACKOFF, MOST = 0.05, 2.0  # seconds between tries, at first and at most
+FILES = re.compile("[?&]ssl(rootcert|cert|key|crl)=")  # of TLS, in a DSN
 
 BROKEN = (
     OSError,
@@ -244,7 +246,9 @@ class Connections:
         if isinstance(error, asyncpg.PostgresError) and state[:2] not in ("08", "57", "53"):
             return BusError(f"{where} failed", why=f"{state}: {why}")
         mend = "is the server there, and this its address?"
-        if isinstance(error, (SSLError, FileNotFoundError, asyncpg.ClientConfigurationError)):
+        files = FILES.search(self.options.dsn + self.options.direct)  # else it is a socket that is not there
+        tls = isinstance(error, (SSLError, asyncpg.ClientConfigurationError))
+        if tls or (files and isinstance(error, FileNotFoundError)):
             mend = "sslrootcert=, sslcert= and sslkey= name PEM files, the first that of who signed its certificate"
         return BusUnavailable(f"{where} cannot be reached", why=why, mend=mend)
 

@@ -80,7 +80,7 @@ class Link:
             raise
 
     async def _dial(self) -> aiormq.Connection:
-        options, reasons = self.options, list[str]()
+        options, reasons, said = self.options, list[str](), ""
         for url, (host, port) in zip(options.urls(), options.hosts, strict=True):
             connection = aiormq.Connection(url, context=options.context())
             try:
@@ -92,10 +92,11 @@ class Link:
                 raise errors.BusUnavailable(what, why=str(error), mend="user and password are in the URL") from None
             except (AMQPError, OSError, EOFError, TimeoutError, ssl.SSLError, RuntimeError) as error:
                 reasons.append(f"{host}:{port}: {self._reason(error)}")
+                said += self._reason(error).replace(host, "")  # whose name says nothing
         mend, why = "start it, or correct host, port and vhost of the URL", "; ".join(reasons)
-        if "CERTIFICATE_VERIFY" in why:
+        if "CERTIFICATE_VERIFY" in said:
             mend = "cafile= names the PEM file of who signed its certificate"
-        elif any(word in why for word in ("reset", "EOF", "SSL")):  # somebody is there
+        elif any(word in said for word in ("reset", "EOF", "SSL")):  # somebody is there
             tls = "no TLS, or a client certificate (certfile=, keyfile=)" if self.options.tls else "TLS (amqps://)"
             mend += f"; does it want {tls}?"
         raise errors.BusUnavailable("RabbitMQ cannot be reached", why=why, mend=mend)
