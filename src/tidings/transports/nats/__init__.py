@@ -36,7 +36,7 @@ CONNECT = 5  # seconds for one server, TLS included
 MENDS = {  # what to do when no server would have us, by the words of its reason
     "(?i)authorization": "check user and password, token, credentials= or nkey=",
     "CERTIFICATE_VERIFY": "ca= names the PEM file of who signed its certificate",
-    "TLS|SSL|reset": "nats+tls:// is for a server with TLS, certificate= and key= for one that wants to see them",
+    "TLS|SSL|reset|pipe": "nats+tls:// is for a server with TLS, certificate= and key= for one that wants to see them",
     "seed": "nkey= and credentials= name files that have the seed of a user",
 }
 

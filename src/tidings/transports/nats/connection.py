@@ -179,8 +179,8 @@ class Connection:
 
     async def _troubled(self, error: Exception) -> None:
         self.troubles = [*self.troubles[-9:], error]
-        told = [each for each in self.troubles if not isinstance(each, ConnectionResetError)]
-        if len(told) >= len(self.told["servers"]):  # a reset may have cut off the reason: a second try tells it
+        told = [each for each in self.troubles if not isinstance(each, ConnectionResetError | BrokenPipeError)]
+        if len(told) >= len(self.told["servers"]):  # the end may have cut off the reason: a second try tells it
             self.failed.set()
         text = str(error).lower()
         if "permissions violation for publish" in text:

@@ -96,7 +96,7 @@ class Link:
         mend, why = "start it, or correct host, port and vhost of the URL", "; ".join(reasons)
         if "CERTIFICATE_VERIFY" in said:
             mend = "cafile= names the PEM file of who signed its certificate"
-        elif any(word in said for word in ("reset", "EOF", "SSL")):  # somebody is there
+        elif any(word in said for word in ("reset", "pipe", "EOF", "SSL")):  # somebody is there
             tls = "no TLS, or a client certificate (certfile=, keyfile=)" if self.options.tls else "TLS (amqps://)"
             mend += f"; does it want {tls}?"
         raise errors.BusUnavailable("RabbitMQ cannot be reached", why=why, mend=mend)

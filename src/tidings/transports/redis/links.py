@@ -190,7 +190,7 @@ class Server:
             mend = "ca= names the PEM file of who signed its certificate"
         elif not isinstance(error, refusals.ResponseError):
             mend = "is the server running there, and is the URL right?"
-            if any(word in why for word in ("Timeout", "reset", "closed", "SSL")):  # somebody may be there
+            if any(word in why for word in ("Timeout", "reset", "pipe", "closed", "SSL")):  # somebody may be there
                 tls = "no TLS, or a client certificate (cert=, key=)" if self.options.tls else "TLS (rediss://)"
                 mend += f" does it want {tls}?"
         return errors.BusUnavailable(what, why=why, mend=mend)
