@@ -59,7 +59,11 @@ class Link:
 
     async def open(self, notify: Callable[[Event], None]) -> None:
         self.notify = notify
-        await self._connect()
+        try:
+            await self._connect()
+        except BaseException:
+            await self._hang_up(CLOSING)  # the loop may be closed next
+            raise
         self.supervisor = asyncio.get_running_loop().create_task(self._supervise())
         self.up.set()
         notify(Event("connected"))
@@ -69,7 +73,8 @@ class Link:
         self.client = self.sender = self.control = None
         self.level = -1
         try:
-            self.client, self.sender = await self._dial(), await self._dial()
+            self.client = await self._dial()
+            self.sender = await self._dial()
             self.major = int(str(self.client.server_properties.get("version", "3")).partition(".")[0])
             self.publisher = await Channel(self.sender).open(confirms=True)
             await self._provision()
