@@ -330,18 +330,23 @@ class Member:
         self._hand_over()
         passed("commit.before")
         try:
-            found = await self.poller.do(partial(self._stored, offsets)) if offsets else ()
+            found = await self.poller.do(partial(self._stored, windows, offsets)) if offsets else ()
         except KafkaException as error:
             self.transport.troubled(error.args[0])
             return False
         except RuntimeError:  # the consumer is closed
             return True
         passed("commit.after")
-        return not any(place.error for place in found)
+        return found is not None and not any(place.error for place in found)
 
-    def _stored(self, offsets: list[TopicPartition]) -> list[TopicPartition]:
-        """In the poller's thread."""
-        return self.poller.consumer.commit(offsets=offsets, asynchronous=False) or []
+    def _stored(self, windows: Sequence[Window], offsets: list[TopicPartition]) -> list[TopicPartition] | None:
+        """In the poller's thread: what is ours still. None: we are no member, and shall be told; until then a broker
+        would take it for a commit from outside, which it accepts over that of another member when no one else is there.
+        """
+        if not self.poller.consumer.memberid():
+            return None
+        mine = [offset for window, offset in zip(windows, offsets, strict=True) if window.alive]
+        return self.poller.consumer.commit(offsets=mine, asynchronous=False) or [] if mine else []
 
     # -- time
 
