@@ -138,7 +138,8 @@ class Topics:
             reason = error.args[0]
             if reason.code() == KafkaError.TOPIC_ALREADY_EXISTS:
                 return True
-            transient = reason.retriable() or reason.code() in (*BROKEN, KafkaError._TIMED_OUT)
+            fenced = "fenced" in reason.str()  # its brokers: just started, or too busy to say that they live
+            transient = fenced or reason.retriable() or reason.code() in (*BROKEN, KafkaError._TIMED_OUT)
             if not transient or self.clock.monotonic() > deadline:
                 kind = errors.BusUnavailable if transient else errors.BusError
                 mend = "create it beforehand, or allow this user to"
