@@ -302,9 +302,9 @@ def _here(error: BaseException) -> str:
     """What an app has instead of what was looked for in it, or ``""``."""
     from tidings import App
 
-    return (
-        ELSEWHERE.get(error.name or "", "") if isinstance(error, AttributeError) and isinstance(error.obj, App) else ""
-    )
+    if isinstance(error, AttributeError) and isinstance(error.obj, App):
+        return ELSEWHERE.get(error.name or "", "")
+    return ""
 
 
 def user_frames(error: BaseException) -> list[traceback.FrameSummary]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 from tests.servers import fresh
-from tests.transports.consuming import settle, until
+from tests.transports.consuming import nothing, settle, take, until
 from tests.transports.kafka.helpers import bus, member, message
 
 from tidings.kernel.errors import BusUnavailable, InvalidURL
-from tidings.kernel.transport import Event
+from tidings.kernel.transport import Event, Settlement
 from tidings.transports.kafka import Kafka
 
 
@@ -96,7 +97,7 @@ def test_killed_three_times_under_load() -> None:
                 async def consume() -> None:
                     while batch := await consumer.receive(100):
                         came.update(d.message.id for d in batch)
-                        await consumer.settle([settlement(d) for d in batch])
+                        await consumer.settle([Settlement(d) for d in batch])
 
                 tasks = [asyncio.ensure_future(publish()), asyncio.ensure_future(consume())]
                 for _ in range(3):
@@ -154,7 +155,42 @@ def test_a_partition_of_the_network() -> None:
         asyncio.run(main())
 
 
-def settlement(delivery: object) -> object:
-    from tidings.kernel.transport import Settlement
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("outputs", [0, 1], ids=["a commit", "a transaction"])
+def test_who_lost_its_session_commits_nothing(outputs: int) -> None:
+    """Its client knows, and has not said so yet: the broker would take it for somebody from outside, and not refuse."""
+    with fresh("kafka", group_min_session_timeout_ms=500) as mine:
 
-    return Settlement(delivery)  # type: ignore[arg-type]
+        async def main() -> None:
+            async with (
+                bus(url=mine.url, partitions=1) as near,
+                mine.proxied() as (url, proxy),
+                bus(url=url, namespace=near.options.namespace, partitions=1) as far,
+            ):
+                cut = await member(far)
+                assert not await near.publish([message() for _ in range(3)])
+                ready = [
+                    Settlement(held, outgoing=tuple(message("billing.made") for _ in range(outputs)))
+                    for held in await take(cut, 3)
+                ]
+                assert not await cut.settle(ready[:1])
+                gate = threading.Event()
+                asleep = cut.poller.do(gate.wait)
+                settling = asyncio.ensure_future(cut.settle(ready[1:2]))
+                proxy.partition()
+                await until(lambda: not cut.poller.consumer.memberid(), "its session is over")
+                heir = await member(near)
+                await settle(heir, await take(heir, 2))
+                await heir.close()
+                proxy.heal()
+                gate.set()
+                await asleep
+                (failure,) = await settling
+                assert failure.kind == "fenced"
+                await cut.close()
+                last = await member(near)
+                await nothing(last, 3.0)
+                await last.close()
+
+        asyncio.run(main())

@@ -117,6 +117,26 @@ def test_settled_out_of_order_and_handed_on() -> None:
     asyncio.run(main())
 
 
+def test_what_waited_while_its_partition_was_lost_is_not_committed() -> None:
+    """Whoever has it now would go back to where we were: a broker only looks at who is a member."""
+
+    async def main() -> None:
+        async with bus(partitions=1) as kafka:
+            consumer = await member(kafka)
+            await kafka.publish([message() for _ in range(2)])
+            first, second = await take(consumer, 2)
+            await settle(consumer, [first])
+            lost: Any = second.session
+            assert lost.settle(second)
+            lost.alive = False  # as the client's callback has it, in its own thread
+            assert await consumer.store([lost])
+            offset, _ = (await kafka.groups_.committed("shop.bill"))[lost.place]
+            assert offset == 1
+            await consumer.close()
+
+    asyncio.run(main())
+
+
 def test_a_new_topic_of_a_wildcard_is_read_from_its_beginning() -> None:
     async def main() -> None:
         async with bus() as kafka, bus(namespace=kafka.options.namespace) as other:

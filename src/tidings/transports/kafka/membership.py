@@ -337,14 +337,10 @@ class Member:
         except RuntimeError:  # the consumer is closed
             return True
         passed("commit.after")
-        return found is not None and not any(place.error for place in found)
+        return not any(place.error for place in found)
 
-    def _stored(self, windows: Sequence[Window], offsets: list[TopicPartition]) -> list[TopicPartition] | None:
-        """In the poller's thread: what is ours still. None: we are no member, and shall be told; until then a broker
-        would take it for a commit from outside, which it accepts over that of another member when no one else is there.
-        """
-        if not self.poller.consumer.memberid():
-            return None
+    def _stored(self, windows: Sequence[Window], offsets: list[TopicPartition]) -> list[TopicPartition]:
+        """In the poller's thread: what is ours still. The broker only looks at who is a member, not at who has what."""
         mine = [offset for window, offset in zip(windows, offsets, strict=True) if window.alive]
         return self.poller.consumer.commit(offsets=mine, asynchronous=False) or [] if mine else []
 

@@ -64,8 +64,6 @@ class Transactions:
             passed("transaction.produced")
             if not errors:
                 group = consumer.consumer_group_metadata()
-                if not consumer.memberid():  # what is no member's is not refused, whoever has the partitions now
-                    raise KafkaException(KafkaError(KafkaError.UNKNOWN_MEMBER_ID, "no member any more"))
                 self._asked(producer.send_offsets_to_transaction, offsets, group)
                 self._stored(producer, errors, self.within)
             if not errors:
