@@ -29,6 +29,8 @@ from .kernel.outcome import Backoff, Breaker
 from .kernel.topics import token, untoken
 from .kernel.transport import Delivery
 from .router import Router
+from .state import State, Table
+from .timers import due, transact
 
 __version__ = "0.1.0"
 
@@ -54,11 +56,15 @@ __all__ = [
     "Router",
     "Service",
     "Skip",
+    "State",
+    "Table",
     "TidingsError",
     "Topic",
     "UsageError",
     "__version__",
     "connect",
+    "due",
     "token",
+    "transact",
     "untoken",
 ]

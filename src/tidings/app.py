@@ -27,6 +27,7 @@ from .kernel.settling import Stats
 from .kernel.topics import TICK, check_topic, matches
 from .kernel.transport import Delivery, Enlisting, Event, GroupInfo, Inspectable, Options, Session, Transport
 from .kernel.worker import Worker
+from .relay import relays, store_of
 from .router import INJECTABLE, Registration, Router, check_option
 from .urls import options_for
 
@@ -237,6 +238,11 @@ class App(Router):
                 chooser = schedule.ticking(assembly.bus, r.where)
                 ticks = schedule.tick_once(chooser, assembly.bus, assembly.group, r.schedule, self.name)
                 self._tickers.add(start(ticks))
+        ways = {assembly.keeper.way for assembly in self._assemblies if assembly.keeper is not None}
+        if any(getattr(r.fn, "keeps", False) for r in self.registrations):
+            ways.add(store_of(self)[1])
+        for way in ways:
+            self._workers |= await relays(way, self._buses)
         for name, bus in self._buses.items():
             await _tell_groups(self.name, bus, before[name], self._workers)
         for bus in self._buses.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from msgspec import Struct
@@ -13,8 +14,10 @@ from msgspec.structs import replace
 from . import requests
 from .executors import Executor, Processes, Threads
 from .inject import Function, Plan, Recipe, Values, caller, invoker, plan
+from .keeping import Keeper
 from .kernel.bus import Bus
 from .kernel.codec import Decode, decoder
+from .kernel.errors import Unsupported
 from .kernel.handler import (
     Handler,
     Middleware,
@@ -33,7 +36,9 @@ from .kernel.settling import Policy
 from .kernel.topics import TICK, token
 from .kernel.transport import Delivery, Subscription
 from .kernel.worker import Work, Worker
+from .relay import Way, choose
 from .router import Registration, refuse_dependencies
+from .state import State
 
 LOOP, THREADS = 16, 8  # concurrency, unless given
 
@@ -70,6 +75,8 @@ class Assembly:
         )
         self.plan = self._plan()
         refuse_dependencies(registration, self.plan)
+        self.layers = (*defaults.middleware, *r.middleware)
+        self.keeper = self._keeper() if self.plan.state or any(hasattr(m, "keeping") for m in self.layers) else None
 
     def _plan(self) -> Plan:
         r, defaults = self.registration, self.defaults
@@ -82,6 +89,15 @@ class Assembly:
             provided=defaults.provided if r.run != "process" else {},
             overrides=defaults.overrides,
         )
+
+    def _keeper(self) -> Keeper:
+        """What lets it keep records: on its own bus, or else on another of the app's. Raises ``Unsupported``."""
+        r, buses, where = self.registration, self.defaults.buses, self.registration.where
+        name, store = choose(buses, lambda name: buses[name].transport, r.bus, where)
+        if r.role == "answer" and name != r.bus:
+            what, mend = f"{r.fn.__qualname__}() answers on a bus without records", "serve it on the bus that has them"
+            raise Unsupported(what, why="a reply cannot wait in a store", mend=mend, where=where)
+        return Keeper(self.group, store, Way(self.defaults.app, name), self.bus.clock)
 
     @property
     def decode(self) -> Decode:
@@ -96,22 +112,27 @@ class Assembly:
 
     def handler(self, values: Values) -> Handler:
         """Its compiled form, with its executor started if it has one."""
-        r, plan_, now = self.registration, self.plan, self.bus.clock.now
+        r, plan_, now, keeper = self.registration, self.plan, self.bus.clock.now, self.keeper
         emit = emitter(self.origin, now)
+        values = {**values, State: keeper.state_of} if keeper else values
         if r.run != "loop":
             made = self._executed(values)
         elif r.role == "answer":
             made = Handler(one=self._answerer(values))
         elif r.batch:
-            many = batch(r.fn, self.decode, emit, whole=plan_.takes == "message")
+            make = partial(keeper.batch, name=plan_.state) if keeper and plan_.state else batch
+            many = make(r.fn, decode=self.decode, emit=emit, whole=plan_.takes == "message")
             made = Handler(many=many, limit=lambda: r.batch, batch=True)
         elif plan_.plain and inspect.iscoroutinefunction(r.fn):
             made = Handler(one=lean(r.fn, self.decode, emit))
         else:
             made = Handler(one=full(invoker(r.fn, plan_, self.decode, values), emit))
+        if keeper is not None:
+            layers = [layer.keeping(keeper) if hasattr(layer, "keeping") else layer for layer in self.layers]
+            return keeper.around(wrapped(made, layers, self.origin))
         if len(self.defaults.buses) > 1:
             made = self._routed(made)
-        return wrapped(made, (*self.defaults.middleware, *r.middleware), self.origin)
+        return wrapped(made, self.layers, self.origin)
 
     def _answerer(self, values: Values) -> One:
         """Past its deadline it says so to who asked, so the worker's own deadline must come later."""

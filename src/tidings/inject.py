@@ -22,6 +22,7 @@ from .kernel.handler import Emit, Origin, Outgoing, collected, gathered
 from .kernel.message import Message, opened
 from .kernel.topics import captures
 from .kernel.transport import Delivery
+from .state import State
 
 Function = Callable[..., Any]
 Call = Callable[[Delivery], Outgoing]
@@ -62,6 +63,7 @@ class Plan(Struct, frozen=True):
     takes: Literal["data", "message", "nothing"]
     parameters: tuple[tuple[str, Source], ...]
     dependencies: tuple[Dependency, ...]
+    state: str = ""  # the parameter that is the state of the run, or that of a dependency
 
     @property
     def plain(self) -> bool:
@@ -115,14 +117,14 @@ def plan(
         if type is Any:
             type = first
     sources = tuple(finder.sources(fn, parameters, hints))
-    if batch and sources:
+    if batch and [name for name, _ in sources] not in ([], [finder.state]):
         raise InvalidHandler(
             f"{name_of(fn)}() takes a batch and {sources[0][0]!r}",
-            why="only the list has a meaning for a whole batch",
+            why="only the list, and a state, have a meaning for a whole batch",
             mend="take list[Message[T]] and read the messages",
             where=where(fn),
         )
-    return Plan(type, takes, sources, tuple(finder.found.values()))
+    return Plan(type, takes, sources, tuple(finder.found.values()), finder.state)
 
 
 def is_message(annotation: Any) -> bool:
@@ -156,6 +158,7 @@ class _Finder:
         self.found: dict[Function, Dependency] = {}
         self.pending: list[Function] = []
         self.scope = "message"  # of what is being looked into
+        self.state = ""
 
     def hints(self, fn: Function) -> dict[str, Any]:
         target = fn if inspect.isroutine(fn) or inspect.isclass(fn) else type(fn).__call__
@@ -194,7 +197,7 @@ class _Finder:
             return source
         if optional or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             return None
-        why = "parameters after the payload are Message, Delivery, App, a capture, or Annotated[T, Depends(f)]"
+        why = "parameters after the payload are Message, Delivery, State, App, a capture, or Annotated[T, Depends(f)]"
         if source is not None:
             why = "this is called once per app, not per message" if self.scope == "app" else "it is positional-only"
         raise InvalidHandler(
@@ -209,6 +212,9 @@ class _Finder:
             return lambda delivery, data, values: opened(delivery.message, data)
         if hint is Delivery:
             return lambda delivery, data, values: delivery
+        if hint is State:
+            self.state = name
+            return lambda delivery, data, values: values[State](delivery)
         if name in self.names:
             index = self.names[name]
             return lambda delivery, data, values: delivery.message.topic.split(".")[index]

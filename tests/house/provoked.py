@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tidings import App, Backoff, Message, Service, TidingsError, Topic
+from tidings import App, Backoff, Message, Service, State, Table, TidingsError, Topic, transact
 from tidings.kernel import errors
 from tidings.kernel.message import new_id
 
@@ -255,6 +255,22 @@ async def nobody_settles(folder: Path) -> None:
             await app.publish(placed, ORDER)
 
     await backlog(work)
+
+
+@provokes(errors.Conflict)
+async def conflict(folder: Path) -> None:
+    stock, app = Table("stock", int), App("shop", f"sqlite:///{folder}/shop.db")
+
+    async def put(state: State) -> None:
+        state.put(stock, "a", 1)
+
+    async def take(state: State) -> None:
+        await state.get(stock, "a")
+        await transact(app, put)
+        state.put(stock, "a", 2)
+
+    async with app.connect():
+        await transact(app, take)
 
 
 @provokes(errors.PublishFailed)

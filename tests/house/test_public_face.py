@@ -13,6 +13,7 @@ import tidings
 
 FACE = [
     *("App", "Client", "connect", "Router", "Topic", "Service", "Message", "Delivery", "Depends", "token", "untoken"),
+    *("State", "Table", "due", "transact"),
     *("Backoff", "Breaker", "Retry", "Reject", "Defer", "Skip", "Partial"),
     *("TidingsError", "UsageError", "BusError", "BusFull", "PublishFailed", "DeliveryError"),
     *("RequestError", "RequestTimeout", "NoAnswerer"),

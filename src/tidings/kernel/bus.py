@@ -56,8 +56,7 @@ class Bus:
                 self.require("priority", wanted=message.priority)
                 self.require("delay", wanted=message.deliver_at)
                 self.require("expiry", wanted=message.expires_at)
-        failures = await self.transport.publish(messages)
-        if failures:
+        if failures := await self.transport.publish(messages):
             self._raise(messages, failures)
 
     def _raise(self, messages: Sequence[Message[Any]], failures: Sequence[Failure]) -> NoReturn:
@@ -84,6 +83,6 @@ class Bus:
         self.require("ordered", wanted=subscription.ordered, where=where)
         self.require("start", wanted=subscription.start is not None, where=where)
         self.require("wildcards", wanted=is_pattern(subscription.pattern), where=where)
-        consumer = await self.transport.subscribe(subscription)
+        consumer = handler.between(await self.transport.subscribe(subscription))
         kind = Worker if handler.one is not None else ChunkWorker
         return kind(consumer, handler, work, self.clock, self.busy, breaker)

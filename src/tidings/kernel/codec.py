@@ -116,10 +116,8 @@ def decoder(type: Any, *, lax: bool = False) -> Decode:
     """
     try:
         return _decoder(type, lax)
-    except InvalidHandler:
-        raise
     except Exception as error:  # unhashable, or unknown to msgspec and pydantic
-        raise _undecodable_type(type, str(error)) from None
+        raise error if isinstance(error, InvalidHandler) else _undecodable_type(type, str(error)) from None
 
 
 @lru_cache(1024)

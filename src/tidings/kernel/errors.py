@@ -133,6 +133,12 @@ class UnsafeLibrary(BusUnavailable, code="TDG-E027"):
     """The installed client library has a bug that can damage data."""
 
 
+class Conflict(BusError, code="TDG-E028", mend="read it again, and decide anew"):
+    """A record is not as it was read: somebody else changed it meanwhile. Nothing of what was based on it happened."""
+
+    table = key = ""
+
+
 class PublishFailed(BusError, code="TDG-E030"):
     """Not every message of a publish was accepted.
 

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from .codec import Decode, refuse_large, seal
 from .errors import InvalidHandler, Partial, WrongReturn
 from .message import Message, derived_id, opened
-from .transport import Delivery
+from .transport import Consumer, Delivery
 
 Outgoing = tuple[Message[Any], ...]
 Outcome = Outgoing | BaseException
@@ -30,7 +30,8 @@ Middleware = Callable[[One], One]
 class Handler(Struct, frozen=True):
     """A compiled handler: either ``one``, or ``many`` for up to ``limit()`` at once.
 
-    ``batch``: it may take a key's whole run. A ``cancellable`` one ends when its task is cancelled.
+    ``batch``: it may take a key's whole run. A ``cancellable`` one ends when its task is cancelled. ``between``: what
+    stands between its worker and the bus's consumer, of which it makes another.
     """
 
     one: One | None = None
@@ -38,6 +39,7 @@ class Handler(Struct, frozen=True):
     limit: Callable[[], int] = lambda: 1
     batch: bool = False
     cancellable: bool = True
+    between: Callable[[Consumer], Consumer] = lambda consumer: consumer
 
 
 class Origin(Struct, frozen=True, kw_only=True):

@@ -32,32 +32,25 @@ from tidings.kernel.message import Message, seconds
 from tidings.kernel.topics import DEAD, GROUP, REPLY, matches
 from tidings.kernel.transport import Delivery, Event, Failure, Stored, Subscription
 from tidings.transports._matcher import Matcher
+from tidings.transports._tables import Committing, Keeping, Tables
 
 Notify = Callable[[Event], None]
 
 MAX_PAYLOAD, LIVE_BUFFER = 16 * 1024 * 1024, 1024  # bytes, messages
 LOOK_AGAIN = 5.0  # seconds; delays follow the wall clock, which may step while a timer sleeps
 
+NATIVE = ("ordered", "delay", "crash_count", "start", "replay", "priority", "expiry", "wildcards", "peek", "provision")
 CAPABILITIES = spi.Capabilities(
     durable="none",
     ordering="total",
-    ordered="native",
-    delay="native",
     lease="timer",
     fence="native",
-    crash_count="native",
-    start="native",
-    replay="native",
-    priority="native",
-    expiry="native",
-    wildcards="native",
     atomic_settle=True,
     publish_atomic=True,
-    peek="native",
-    provision="native",
     stable_id=True,
     max_payload=MAX_PAYLOAD,
     request="native",
+    **dict.fromkeys(NATIVE, "native"),  # type: ignore[arg-type]
 )
 
 
@@ -324,6 +317,7 @@ class Store:
         self.groups: dict[str, Group] = {}
         self.listeners: Matcher[Group] = Matcher()
         self.ticks: dict[str, float] = {}
+        self.tables = Tables()
 
     def refuse(self, messages: Sequence[Message[Any]]) -> errors.TidingsError | None:
         """Why these messages cannot be stored, all or none. Makes room for them; dead letters always find room."""
@@ -424,7 +418,7 @@ class Store:
         self.floor = -1.0
 
 
-class MemoryTransport:
+class MemoryTransport(Keeping):
     """One end of a store: what a process is to a bus of several processes."""
 
     capabilities = CAPABILITIES
@@ -523,7 +517,7 @@ class MemoryTransport:
 _shared: dict[str, Store] = {}
 
 
-class GroupConsumer:
+class GroupConsumer(Committing):
     """A member of a group."""
 
     def __init__(self, transport: MemoryTransport, group: Group) -> None:
@@ -601,15 +595,21 @@ class GroupConsumer:
             self.transport.notify(Event("fenced", fenced, self.group.names[-1]))
         return failures
 
+    def _unfit(self, index: int, settlement: spi.Settlement) -> Failure | None:
+        """Why it cannot be done."""
+        if _holder(settlement.delivery) is None:
+            return _fenced(index, settlement.delivery)
+        error = self.store.refuse(settlement.outgoing) if settlement.outgoing else None
+        return Failure(index, "rejected", error) if error else None
+
     def _settle(self, index: int, settlement: spi.Settlement) -> list[Failure]:
         """One settlement, whole or not at all."""
+        if failure := self._unfit(index, settlement):
+            return [failure]
         delivery, action, now = settlement.delivery, settlement.action, self.clock.now()
-        claim, position = _holder(delivery), delivery.token
-        if claim is None:
-            return [_fenced(index, delivery)]
+        claim: Any = delivery.session
+        position = delivery.token
         if settlement.outgoing:
-            if error := self.store.refuse(settlement.outgoing):
-                return [Failure(index, "rejected", error)]
             self.store.append(settlement.outgoing, now, self.transport.notify)
         held = claim.todo.pop(position)
         if not claim.todo:

@@ -16,7 +16,7 @@ from msgspec import Struct
 from tidings.kernel.errors import BusError, NoAnswerer
 from tidings.kernel.message import Message
 from tidings.kernel.topics import matches
-from tidings.kernel.transport import Ack, Event, Failure, Release, Settlement
+from tidings.kernel.transport import Ack, Event, Failure, Release, Session, Settlement
 from tidings.transports._numbers import bits, pack
 from tidings.transports._points import passed
 from tidings.transports._records import SLOTS, Found, Row, slot_of
@@ -196,6 +196,14 @@ class Claims(Groups):
         self._write([self.claims[id] for id in {held.id for held, _ in self.struck} if id in self.claims])
         return failures
 
+    def holds(self, held: Session, seq: int) -> bool:
+        """Whether a delivery is still ours."""
+        if not isinstance(held, Held):
+            return False
+        if held.take:
+            return self.takes.get((held.group, seq)) is held
+        return held.id in self.claims and seq in self.claims[held.id].todo
+
     def _strike(self, held: Held, numbers: Iterable[int]) -> set[int]:
         """Take numbers off what is held; those that were there: none if it is no longer ours."""
         if held.take:
@@ -244,7 +252,7 @@ class Claims(Groups):
         held, action, seq = settlement.delivery.session, settlement.action, settlement.delivery.token
         if isinstance(outgoing, Failure):
             return outgoing
-        if error := self._refused(outgoing):
+        if error := self.refused(outgoing):
             return Failure(0, "rejected", error)
         if not isinstance(held, Held) or not self._strike(held, [seq]):
             return Failure(0, "fenced", fenced())
@@ -329,12 +337,12 @@ class Claims(Groups):
 
     def publish(self, outgoing: Outgoing) -> BaseException | None:
         """All or none: the reason if none."""
-        error = self._refused(outgoing)
+        error = self.refused(outgoing)
         if error is None:
             self.log.append(outgoing[0], outgoing[1])
         return error
 
-    def _refused(self, outgoing: Outgoing) -> BaseException | None:
+    def refused(self, outgoing: Outgoing) -> BaseException | None:
         """A message that wants a reply needs somebody who would receive it."""
         for topic in outgoing[2]:
             self.expire()

@@ -15,6 +15,7 @@ from tidings.kernel import transport as spi
 from tidings.kernel.errors import BusError, TooLarge
 from tidings.kernel.topics import DEAD, GROUP
 from tidings.kernel.transport import Delivery, Event, Failure
+from tidings.store import Unit
 from tidings.transports._live import answers
 from tidings.transports._waiting import Waiting
 
@@ -22,6 +23,7 @@ from . import translate
 from .claims import Outgoing, Taken
 from .groups import Group
 from .log import END, Interest
+from .records import settle
 
 if TYPE_CHECKING:
     from .transport import SQLiteTransport
@@ -83,9 +85,15 @@ class GroupConsumer(Waiting):
         failures = await transport.writer.submit(
             step, soft=all(s.action is spi.ACK and not s.outgoing for s in settlements)
         )
+        return self._told(failures)
+
+    def _told(self, failures: Sequence[Failure]) -> Sequence[Failure]:
         if fenced := sum(failure.kind == "fenced" for failure in failures):
-            transport.notify(Event("fenced", fenced, self.subscription.group or ""))
+            self.transport.notify(Event("fenced", fenced, self.subscription.group or ""))
         return failures
+
+    async def commit(self, units: Sequence[Unit]) -> Sequence[Failure]:
+        return self._told(await settle(self.transport, units))
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
         self.extend_at(time.monotonic(), deliveries)

@@ -134,6 +134,7 @@ class Groups(Steps):
         self.con.executemany("INSERT INTO part VALUES (?, ?)", [(group, self.member) for group in self.joined])
 
     def enter(self) -> None:
+        self.run(sql("records"))
         self.join()
         self.expire()
 

@@ -28,6 +28,7 @@ from .claims import Claims, Outgoing
 from .consumers import GroupConsumer, LiveConsumer
 from .groups import Group, Groups
 from .log import END, Interest, Log, sql
+from .records import Keeping, Records
 from .writer import News, Writer, forked
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ INHERITED: list[Any] = []  # open buses: a fork's child keeps them, for closing 
 NATIVE = ("ordered", "delay", "crash_count", "start", "replay", "priority", "expiry", "wildcards", "peek", "request")
 
 
-class SQLiteTransport:
+class SQLiteTransport(Keeping):
     """The embedded bus. ``client`` is an ``apsw.Connection`` for reading, to be used on the event loop only."""
 
     def __init__(self, options: SQLite) -> None:
@@ -72,6 +73,7 @@ class SQLiteTransport:
         self.view = self._log(self.client)
         self.view.seen = END  # it looks for no news
         self.steps = Claims(con, self._log(con), self.lease, seconds(self.options.retain, "retain"))
+        self.kept = Records(self.steps)
         self._writer = Writer(self.path, self.steps, self.options.sync, self.clock, self._told)
         self._writer.start()
         INHERITED.append(self)
