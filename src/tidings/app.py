@@ -25,10 +25,11 @@ from .kernel.message import Message, new_id, seconds
 from .kernel.outcome import Backoff, Breaker
 from .kernel.settling import Stats
 from .kernel.topics import TICK, check_topic, matches
-from .kernel.transport import Delivery, Enlisting, Event, GroupInfo, Inspectable, Options, Session, Transport
+from .kernel.transport import Delivery, Event, GroupInfo, Inspectable, Options, Session, Transport
 from .kernel.worker import Worker
 from .relay import relays, store_of
 from .router import INJECTABLE, Registration, Router, check_option
+from .store import Enlisting
 from .urls import options_for
 
 if TYPE_CHECKING:

@@ -130,9 +130,8 @@ class Assembly:
         if keeper is not None:
             layers = [layer.keeping(keeper) if hasattr(layer, "keeping") else layer for layer in self.layers]
             return keeper.around(wrapped(made, layers, self.origin))
-        if len(self.defaults.buses) > 1:
-            made = self._routed(made)
-        return wrapped(made, self.layers, self.origin)
+        made = wrapped(made, self.layers, self.origin)
+        return self._routed(made) if len(self.defaults.buses) > 1 else made
 
     def _answerer(self, values: Values) -> One:
         """Past its deadline it says so to who asked, so the worker's own deadline must come later."""

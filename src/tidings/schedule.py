@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from msgspec import Struct
@@ -20,7 +20,6 @@ from .kernel.codec import seal
 from .kernel.errors import BusError, InvalidOption, Unsupported, users
 from .kernel.message import Message
 from .kernel.topics import TICK
-from .kernel.transport import Ticking
 
 log = logging.getLogger("tidings")
 
@@ -35,6 +34,14 @@ class Schedule(Protocol):
 
     def next(self, due: float) -> float:
         """The first due time after ``due``."""
+
+
+@runtime_checkable
+class Ticking(Protocol):
+    """Buses that can choose one replica for a tick."""
+
+    async def tick(self, name: str, due: float) -> bool:
+        """True for exactly one caller of (``name``, ``due``); never for a ``due`` at or before one already won."""
 
 
 class Interval(Struct, frozen=True):

@@ -114,3 +114,11 @@ class Atomic(Protocol):
     async def commit(self, units: Sequence[Unit]) -> Sequence[Failure]:
         """Each unit on its own, as ``Consumer.settle`` would settle its settlements. A failure's index counts the
         settlements of all units through; one that cannot happen fails all of its unit."""
+
+
+@runtime_checkable
+class Enlisting(Protocol):
+    """Buses that can publish in a transaction of the user's own: drafts are there once it commits, or never were."""
+
+    async def publish_in(self, connection: Any, *messages: Message[Any], source: str = "") -> None: ...
+    def publish_in_sync(self, connection: Any, *messages: Message[Any], source: str = "") -> None: ...

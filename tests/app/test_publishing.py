@@ -11,12 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec import Struct
+from msgspec.structs import replace
 from tests.kernel.rig import until, virtual
 
 from tidings import App, Backoff, BusFull, Delivery, Message, PublishFailed, Topic
 from tidings.kernel.bus import MARGIN
 from tidings.kernel.clock import current_clock
 from tidings.kernel.errors import InvalidOption, TooLarge, Unsupported
+from tidings.kernel.handler import One, Outgoing
 from tidings.transports.memory import MAX_PAYLOAD, Memory
 
 
@@ -153,6 +155,27 @@ async def test_outputs_go_to_the_bus_of_their_topic() -> None:
         assert {info.name for info in await other.topics()} == {"devices.made"}
     assert sorted(message.data for _, message in near) == [1, 1001, 1101]
     assert sorted(message.data for _, message in far) == [1, 101]
+
+
+@virtual
+async def test_outputs_to_another_bus_pass_the_middleware() -> None:
+    def marking(one: One) -> One:
+        async def marked(delivery: Delivery) -> Outgoing:
+            return tuple(replace(message, headers=(("seen", "yes"),)) for message in await one(delivery))
+
+        return marked
+
+    a = app(devices="memory://")
+
+    @a.on(numbers, middleware=[marking])
+    async def fan(n: int) -> list[Message[Any]]:
+        return [local(n), remote(n)]
+
+    near, far = listen(a, local, "near"), listen(a, remote, "far")
+    async with a:
+        await a.publish(numbers, 1)
+        await until(lambda: near and far)
+    assert [message.header("seen") for _, message in (*near, *far)] == ["yes", "yes"]
 
 
 @virtual

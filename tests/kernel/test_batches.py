@@ -95,6 +95,37 @@ async def test_a_batch_takes_a_keys_run_in_order() -> None:
 
 
 @virtual
+async def test_a_batch_is_in_the_order_in_which_its_messages_came() -> None:
+    calls: list[list[str]] = []
+    async with stage(many=counting(calls), batch=5, within=0.1, concurrency=1) as s:
+        keys = ["a", "b", "a", None, "b", "a", "c", "a"]
+        await s.publish(*(message(f"m{n}", key) for n, key in enumerate(keys)))
+        await s.settled(8)
+    assert calls == [[f"m{n}" for n in range(5)], [f"m{n}" for n in range(5, 8)]]
+
+
+@virtual
+async def test_what_follows_a_failure_is_not_overtaken_while_its_batch_runs_on() -> None:
+    """The failure is tried again, by another task, while the rest of its batch still runs one by one."""
+    failed: list[str] = []
+
+    async def many(deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
+        if len(deliveries) > 1 and "b" in ids(deliveries):
+            raise ValueError("as a whole")
+        if ids(deliveries) == ["a1"] and not failed:
+            failed.append("a1")
+            raise ValueError("once")
+        if ids(deliveries) == ["b"]:
+            await asyncio.sleep(5)
+        return [()] * len(deliveries)
+
+    async with stage(many=many, batch=3, within=0.1, concurrency=2, backoff=FAST) as s:
+        await s.publish(message("a1", "a"), message("a2", "a"), message("b", "b"), message("a3", "a"))
+        await s.settled(4)
+        assert [id for id in s.acked() if id != "b"] == ["a1", "a2", "a3"]
+
+
+@virtual
 async def test_a_failing_batch_runs_again_singly_in_place() -> None:
     calls: list[list[str]] = []
     many = counting(calls, m2=ValueError("bad"), m4=Reject("worse"))

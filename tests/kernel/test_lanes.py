@@ -57,7 +57,7 @@ class LanesMachine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(1, 5), runs=st.booleans())
     def take(self, limit: int, runs: bool) -> None:
-        free = self.lanes.fresh
+        free = len(self.lanes.runs())
         taken = self.lanes.take(limit, runs=runs)
         assert len(taken) == min(limit, free) if runs else len(taken) <= limit
         keys = Counter(d.message.key for d in taken if d.message.key is not None)
@@ -143,7 +143,7 @@ class LanesMachine(RuleBasedStateMachine):
             assert self.inside.pop(each.message.id, 0) == 1
         assert sorted(self.inside) == sorted(d.message.id for d in self.running), "only what runs is left"
         assert list(self.lanes) == []
-        assert self.lanes.fresh == 0
+        assert len(self.lanes.runs()) == 0
 
     @invariant()
     def nothing_is_lost_or_doubled(self) -> None:
@@ -171,7 +171,7 @@ class LanesMachine(RuleBasedStateMachine):
                 suspected.add(key)
             if key not in suspected:
                 behind[key].append(each)
-        assert lanes.fresh == len(lanes.ready) + sum(map(len, behind.values()))
+        assert len(lanes.runs()) == len(lanes.ready) + sum(map(len, behind.values()))
 
 
 LanesMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -55,6 +55,7 @@ VERBS = {
     "concurrency": ("control:concurrency", "Set how much a group handles at once."),
     "dead": ("dead:app", "Dead letters: list, show, edit, replay, purge."),
     "purge": ("purge:purge", "Let a group skip what waits for it."),
+    "records": ("records:app", "Records that handlers keep: list, show, purge."),
     "backup": ("backup:backup", "Copy a SQLite bus while it is in use."),
     "restore": ("backup:restore", "Make a SQLite bus of a backup."),
     "capabilities": ("capabilities:capabilities", "What a bus can do."),

@@ -10,7 +10,9 @@ from cyclopts import Parameter
 from msgspec.structs import asdict
 
 from tidings.kernel.errors import InvalidOption, InvalidURL, MissingExtra
-from tidings.kernel.transport import Capabilities, Enlisting, Inspectable, Manageable, Ticking, Transport
+from tidings.kernel.transport import Capabilities, Inspectable, Manageable, Transport
+from tidings.schedule import Ticking
+from tidings.store import Enlisting
 from tidings.urls import options_for
 
 from . import show

@@ -84,5 +84,4 @@ class Bus:
         self.require("start", wanted=subscription.start is not None, where=where)
         self.require("wildcards", wanted=is_pattern(subscription.pattern), where=where)
         consumer = handler.between(await self.transport.subscribe(subscription))
-        kind = Worker if handler.one is not None else ChunkWorker
-        return kind(consumer, handler, work, self.clock, self.busy, breaker)
+        return (Worker if handler.one else ChunkWorker)(consumer, handler, work, self.clock, self.busy, breaker)

@@ -50,7 +50,7 @@ class ChunkWorker(Worker):
         return super()._wake()
 
     def _hungry(self) -> bool:
-        return self.lanes.fresh < self.handler.limit()
+        return len(self.lanes.runs()) < self.handler.limit()
 
     async def _filled(self) -> bool:
         """Let a batch wait for more, up to ``within``; whether there is one to take then."""
@@ -71,14 +71,20 @@ class ChunkWorker(Worker):
                 self._ended(delivery, outcome, held, again)
         else:
             for index, delivery in enumerate(runs):
-                waits = delivery.message.key in held
-                outcomes = None if waits else await self._try(slot, (delivery,), [*again, *runs[index:]])
-                self._ended(delivery, outcomes[0] if outcomes else None, held, again)
-        for refused in self.lanes.requeue(again):
-            self.settling.put(Settlement(refused, Release()))
+                if (key := delivery.message.key) not in held:
+                    left = [d for d in runs[index:] if d.message.key not in held]
+                    outcomes = await self._try(slot, (delivery,), left)
+                    self._ended(delivery, outcomes[0] if outcomes else None, held, again)
+                    if key in held:  # at once: another may try it again, and take its lane, while this chunk runs
+                        self._put_back([d for d in left[1:] if d.message.key == key])
+        self._put_back(again)
         for delivery in {delivery.message.key: delivery for delivery in chunk}.values():
             if delivery.message.key not in held:
                 self.lanes.done(delivery)
+
+    def _put_back(self, deliveries: Sequence[Delivery]) -> None:
+        for refused in self.lanes.requeue(deliveries):
+            self.settling.put(Settlement(refused, Release()))
 
     def _ended(self, delivery: Delivery, outcome: Outcome | None, held: set[str], again: list[Delivery]) -> None:
         key = delivery.message.key

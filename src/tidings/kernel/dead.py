@@ -28,9 +28,8 @@ def dead_letter(
         told["tdgerror"] = type(error).__qualname__
         told["tdgdetail"] = _cut(text_of(error), 1024)
         told["tdgtraceback"] = _cut("".join(traceback.format_exception(error)), 4096)
-    headers = (*(original_headers(message.headers) or ()), *told.items())
-    cleared = {"deliver_at": None, "expires_at": None, "priority": 0, "reply_to": None}
-    return replace(message, headers=headers, address=DEAD + group, **cleared)
+    cleared = {"address": DEAD + group, "deliver_at": None, "expires_at": None, "priority": 0, "reply_to": None}
+    return replace(message, headers=(*(original_headers(message.headers) or ()), *told.items()), **cleared)
 
 
 def original_headers(headers: Headers | None) -> Headers | None:

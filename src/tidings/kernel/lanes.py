@@ -32,7 +32,7 @@ class Lanes:
         """Take what was received, in order."""
         ready, busy = self.ready, self._busy
         for delivery in deliveries:
-            key = delivery.message.key
+            key, delivery.arrived = delivery.message.key, self._order()
             if key is not None:
                 if key in busy:
                     busy[key] = queue = busy[key] or deque()
@@ -61,26 +61,30 @@ class Lanes:
             self.ready.appendleft(heappop(self._waiting)[2])
 
     @property
-    def fresh(self) -> int:
-        """How many could be taken as runs."""
-        queues = (self._busy.get(delivery.message.key or "") or () for delivery in self.ready)
-        return len(self.ready) + sum(len(list(takewhile(lambda d: not d.suspect, queue))) for queue in queues)
-
-    @property
     def waiting(self) -> int:
         """How many wait in place."""
         return len(self._waiting)
 
     def take(self, limit: int, *, runs: bool) -> list[Delivery]:
-        """Up to ``limit`` ready ones; with ``runs`` also those queued behind them in their lanes, which stay held."""
-        ready, taken = self.ready, list[Delivery]()
-        while ready and len(taken) < limit:
-            delivery = ready.popleft()
-            taken.append(delivery)
-            queue = self._busy[delivery.message.key] if runs and delivery.message.key is not None else None
-            while queue and len(taken) < limit and not queue[0].suspect:
-                taken.append(queue.popleft())
+        """Up to ``limit`` ready ones; with ``runs`` also those queued behind them in their lanes, which stay held: all
+        in the order in which they came."""
+        if not runs:
+            return [self.ready.popleft() for _ in range(min(limit, len(self.ready)))]
+        taken = sorted(self.runs(), key=lambda delivery: delivery.arrived)[:limit]
+        heads = {id(delivery): delivery for delivery in self.ready}
+        for delivery in taken:
+            if heads.pop(id(delivery), None) is None:
+                self._busy[delivery.message.key].popleft()  # type: ignore[index, union-attr]
+        self.ready = deque(heads.values())
         return taken
+
+    def runs(self) -> list[Delivery]:
+        """What is ready, and what may run with it of the same keys."""
+        found = list(self.ready)
+        for head in self.ready:
+            if queue := self._busy.get(head.message.key):  # type: ignore[arg-type]
+                found += takewhile(lambda delivery: not delivery.suspect, queue)
+        return found
 
     def hold(self, delivery: Delivery) -> list[Delivery]:
         """Empty the lane of a delivery that goes back to an ordered group: those behind it must go back too."""

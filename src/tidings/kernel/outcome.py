@@ -98,10 +98,8 @@ _KINDS |= {WrongReturn: Kind.WRONG_RETURN, DeliveryError: Kind.REJECTED}
 
 def classify(error: BaseException, backoff: Backoff) -> Kind:
     """The kind of an exception; everything unknown is a failure."""
-    for known, kind in _KINDS.items():
-        if isinstance(error, known):
-            return kind
-    return Kind.REJECTED if isinstance(error, backoff.give_up) else Kind.FAILED
+    told = next((kind for known, kind in _KINDS.items() if isinstance(error, known)), None)
+    return told or (Kind.REJECTED if isinstance(error, backoff.give_up) else Kind.FAILED)
 
 
 def decide(error: BaseException, delivery: Delivery, backoff: Backoff, *, broken: bool, room: bool, now: float) -> Fate:

@@ -93,6 +93,7 @@ class Delivery(Struct, gc=False):
     failures: int = 0
     crashes: int = 0
     suspect: bool = False  # its last holder died without settling it
+    arrived: int = 0  # its number in its worker's hands
 
     @property
     def attempt(self) -> int:
@@ -243,19 +244,3 @@ class Manageable(Protocol):
     async def drop(self, group: str) -> None: ...
     async def seek(self, group: str, start: float) -> None:
         """Replay: the group receives again all that is retained since ``start`` (Unix seconds; 0 = the first)."""
-
-
-@runtime_checkable
-class Ticking(Protocol):
-    """Buses that can choose one replica for a tick."""
-
-    async def tick(self, name: str, due: float) -> bool:
-        """True for exactly one caller of (``name``, ``due``); never for a ``due`` at or before one already won."""
-
-
-@runtime_checkable
-class Enlisting(Protocol):
-    """Buses that can publish in a transaction of the user's own: drafts are there once it commits, or never were."""
-
-    async def publish_in(self, connection: Any, *messages: Message[Any], source: str = "") -> None: ...
-    def publish_in_sync(self, connection: Any, *messages: Message[Any], source: str = "") -> None: ...

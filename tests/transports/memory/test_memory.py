@@ -10,7 +10,8 @@ import pytest
 
 from tidings.kernel.errors import BusFull, BusUnavailable, InvalidURL
 from tidings.kernel.message import Message, new_id
-from tidings.kernel.transport import Event, Inspectable, Manageable, Settlement, Subscription, Ticking
+from tidings.kernel.transport import Event, Inspectable, Manageable, Settlement, Subscription
+from tidings.schedule import Ticking
 from tidings.testing import run_virtual
 from tidings.transports.memory import Memory, MemoryTransport
 

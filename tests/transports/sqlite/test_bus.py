@@ -12,7 +12,8 @@ from tests.transports.sqlite.helpers import bodies, bus, group, message
 
 from tidings.kernel.errors import BusError, BusFull, NoAnswerer, NotFound
 from tidings.kernel.message import Message
-from tidings.kernel.transport import Event, Inspectable, Manageable, Release, Retry, Settlement, Ticking
+from tidings.kernel.transport import Event, Inspectable, Manageable, Release, Retry, Settlement
+from tidings.schedule import Ticking
 
 
 async def test_a_group_gets_what_is_published_once(tmp_path: Path) -> None:

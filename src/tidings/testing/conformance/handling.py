@@ -14,8 +14,8 @@ from msgspec import Struct
 from tidings import App, Backoff, Defer, Delivery, Message, Partial, Reject, Retry, Service, Skip, Topic
 from tidings.kernel.errors import AnswerFailed, NoAnswerer, RequestTimeout, TooLarge
 from tidings.kernel.topics import DEAD
-from tidings.kernel.transport import Ticking
 from tidings.letters import revived
+from tidings.schedule import Ticking
 
 from .bus import Rig, needs, scenario
 from .ledger import Ledger

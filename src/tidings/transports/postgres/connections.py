@@ -99,8 +99,10 @@ class Connections:
 
     # -- calls
 
-    async def call(self, query: str, *args: Any, wait: float | None = None, repeat: bool = False) -> Any:
-        """The one row a statement answers. ``repeat``: doing it twice does no harm.
+    async def call(
+        self, query: str, *args: Any, wait: float | None = None, repeat: bool = False, rows: bool = False
+    ) -> Any:
+        """The one row a statement answers, or all ``rows``. ``repeat``: doing it twice does no harm.
 
         Raises ``BusUnavailable`` when the server was not reached within ``wait`` seconds, and ``Unanswered``.
         """
@@ -109,11 +111,12 @@ class Connections:
             con = await self._acquire(deadline)
             try:
                 async with asyncio.timeout(self.answer):
+                    fetch = con.fetch if rows else con.fetchrow
                     if self.pooled:
                         async with con.transaction():
-                            row = await con.fetchrow(query, *args)
+                            found = await fetch(query, *args)
                     else:
-                        row = await con.fetchrow(query, *args)
+                        found = await fetch(query, *args)
             except AGAIN as error:
                 self._release(con)
                 if asyncio.get_running_loop().time() > deadline:
@@ -132,7 +135,7 @@ class Connections:
                 raise
             else:
                 self._release(con)
-                return row
+                return found
 
     async def _acquire(self, deadline: float) -> Connection:
         loop, pause, last = asyncio.get_running_loop(), BACKOFF, OSError("no connection is free")
@@ -242,6 +245,8 @@ class Connections:
             return BusUnavailable(f"{where} is behind a pooler that keeps no prepared statements", why=why, mend=mend)
         if state in ("42883", "42P01", "3F000", "XX001", "XX002"):
             mend = "was the schema dropped or changed? restore it from a backup, or name another namespace"
+            if ".keep(" in why or ".records_" in why:  # it is of an earlier release
+                mend = "let the schema's owner open the bus once with this release"
             return errors.BusCorrupt(f"{where} is damaged, or is no bus any more", why=why, mend=mend)
         if isinstance(error, asyncpg.PostgresError) and state[:2] not in ("08", "57", "53"):
             return BusError(f"{where} failed", why=f"{state}: {why}")
@@ -256,7 +261,7 @@ class Connections:
 # -- the schema: made once, by whoever comes first, and checked by everybody
 
 SCHEMA = 2
-PARTS = ("schema", "publish", "claim", "groups", "retain", "inspect", "wire", "entries")
+PARTS = ("schema", "publish", "claim", "groups", "retain", "inspect", "wire", "entries", "records")
 
 
 @cache
@@ -285,7 +290,7 @@ async def _prepare(con: Connection, options: Postgres) -> str:
     async with con.transaction():
         await con.execute("SET LOCAL synchronous_commit = on")
         found = await _version(con, options)
-        if found is None:
+        if found is None or (found == SCHEMA and not await _there(con, options, "records")):
             await con.execute(f"SELECT pg_advisory_xact_lock(hashtext('tidings {options.namespace}'))")
             found = await _version(con, options)  # unless another process was first
         if found is None:
@@ -297,6 +302,10 @@ async def _prepare(con: Connection, options: Postgres) -> str:
             what, why = f"{options.shown()} was made by an older Tidings", f"its schema is {found}, this reads {SCHEMA}"
             mend = "let its groups catch up with the version that made it, then name another namespace"
             raise errors.BusUnavailable(what, why=why, mend=mend)
+        elif not await _there(con, options, "records"):
+            with suppress(asyncpg.InsufficientPrivilegeError):  # its owner's next process will
+                async with con.transaction():
+                    await _run(con, options, "records")
     async with con.transaction():
         query = "SELECT current_setting('{}')"
         isolation = await con.fetchval(query.format("transaction_isolation"))
@@ -310,11 +319,14 @@ async def _prepare(con: Connection, options: Postgres) -> str:
         return options.synchronous_commit or str(await con.fetchval(query.format("synchronous_commit")))
 
 
+async def _there(con: Connection, options: Postgres, table: str) -> bool:
+    """Looked up so that what came since this transaction began is seen: to_regclass would not."""
+    query = "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1 AND relname = $2"
+    return await con.fetchval(query, options.namespace, table) is not None
+
+
 async def _version(con: Connection, options: Postgres) -> int | None:
-    query = (
-        "SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = $1 AND relname = 'meta'"
-    )
-    if await con.fetchval(query, options.namespace) is None:  # to_regclass would not see what came since we began
+    if not await _there(con, options, "meta"):
         return None
     try:
         found: int = await con.fetchval(f'SELECT version FROM "{options.namespace}".meta')
@@ -327,11 +339,15 @@ async def _version(con: Connection, options: Postgres) -> int | None:
 async def _make(con: Connection, options: Postgres) -> None:
     if not await con.fetchval("SELECT 1 FROM pg_namespace WHERE nspname = $1", options.namespace):
         await con.execute(f'CREATE SCHEMA "{options.namespace}"')
-    await con.execute(f'SET LOCAL search_path = "{options.namespace}"; SET LOCAL check_function_bodies = off')
     try:
-        for part in PARTS:
-            await con.execute(sql(part))
+        await _run(con, options, *PARTS)
     except (asyncpg.DuplicateTableError, asyncpg.DuplicateFunctionError, asyncpg.DuplicateObjectError) as error:
         mend = "name another namespace"
         raise errors.BusCorrupt(f"{options.shown()} is another program's schema", why=str(error), mend=mend) from error
     await con.execute(f"SELECT grow({options.segment_rows})")
+
+
+async def _run(con: Connection, options: Postgres, *parts: str) -> None:
+    await con.execute(f'SET LOCAL search_path = "{options.namespace}"; SET LOCAL check_function_bodies = off')
+    for part in parts:
+        await con.execute(sql(part))

@@ -14,6 +14,7 @@ from tidings.kernel import transport as spi
 from tidings.kernel.errors import TidingsError
 from tidings.kernel.topics import GROUP
 from tidings.kernel.transport import Delivery, Event, Failure
+from tidings.store import Unit
 from tidings.transports._live import answers
 from tidings.transports._matcher import expression
 from tidings.transports._points import passed
@@ -21,7 +22,8 @@ from tidings.transports._records import messages
 from tidings.transports._waiting import Waiting
 
 from .connections import Unanswered
-from .hands import Held, Outgoing
+from .hands import Held
+from .keeping import prepared, settle
 
 if TYPE_CHECKING:
     from .transport import PostgresTransport
@@ -134,13 +136,16 @@ class GroupConsumer(Waiting):
         return came
 
     async def settle(self, settlements: Sequence[spi.Settlement]) -> Sequence[Failure]:
-        transport, outgoing = self.transport, dict[int, Outgoing]()
-        for index, settlement in enumerate(settlements):
-            if settlement.outgoing:
-                outgoing[index] = await transport.prepare(settlement.outgoing)
-        failures = await transport.writer.settle(settlements, outgoing)
+        outgoing = {index: settlement.outgoing for index, settlement in enumerate(settlements) if settlement.outgoing}
+        rows = await prepared(self.transport, [*outgoing.values()])
+        return self._told(await self.transport.writer.settle(settlements, dict(zip(outgoing, rows, strict=True))))
+
+    async def commit(self, units: Sequence[Unit]) -> Sequence[Failure]:
+        return self._told(await settle(self.transport, units))
+
+    def _told(self, failures: Sequence[Failure]) -> Sequence[Failure]:
         if fenced := sum(failure.kind == "fenced" for failure in failures):
-            transport.notify(Event("fenced", fenced, self.subscription.group or ""))
+            self.transport.notify(Event("fenced", fenced, self.subscription.group or ""))
         return failures
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:

@@ -17,7 +17,7 @@ from zlib import crc32
 
 from msgspec import Struct
 
-from tidings.kernel.errors import TidingsError
+from tidings.kernel.errors import BusError, TidingsError
 from tidings.kernel.message import Message, seconds
 from tidings.kernel.transport import Event, Session
 from tidings.transports._numbers import pack
@@ -47,6 +47,20 @@ def rows_of(messages: Sequence[Message[Any]], now: float) -> tuple[list[Row], in
             where, due, _, record = rows[at]
             rows[at] = where, due, hash_of(message.key), record
     return rows, size
+
+
+def literal(column: list[Any]) -> str | None:
+    """A column of numbers as the database reads it, NULL when there is none in it.
+
+    As text it costs a tenth: asyncpg asks of each element of an array whether it is an array, too.
+    """
+    if column.count(None) == len(column):
+        return None
+    return "{" + str(column)[1:-1].replace("None", "NULL") + "}"
+
+
+def fenced() -> BusError:
+    return BusError("this delivery is no longer ours", why="its lease was lost, or it was settled before")
 
 
 class Held(Session):
@@ -104,6 +118,15 @@ class Hands:
         for held in lost:
             held.alive = False
         return lost
+
+    def drop(self, held: Held) -> None:
+        """It is no longer ours."""
+        held.alive = False
+        if not held.take:
+            self.claims.pop(held.id, None)
+        for seq in held.todo:
+            if self.takes.get((held.group, seq)) is held:
+                del self.takes[held.group, seq]
 
     def mine(self, held: Any, seq: int) -> bool:
         if not isinstance(held, Held):

@@ -29,6 +29,7 @@ from . import Postgres
 from .connections import BROKEN, MOST, Connections, prepare
 from .consumers import GroupConsumer, Lane, LiveConsumer
 from .hands import Hands, Held, Keeper, Outgoing, Row, rows_of
+from .keeping import Keeping, Reader
 from .writer import Batch, Writer
 
 MAX_PAYLOAD, MAX_HEADERS = 16 * 1024 * 1024, 1024 * 1024  # bytes
@@ -38,7 +39,7 @@ SIGNALS = 0.002  # seconds between signals to other processes, at least
 NATIVE = ("ordered", "delay", "crash_count", "start", "replay", "priority", "expiry", "wildcards", "peek", "request")
 
 
-class PostgresTransport:
+class PostgresTransport(Keeping):
     """The PostgreSQL bus. ``client`` makes a connection: ``con = await bus.client()``; close it yourself."""
 
     def __init__(self, options: Postgres) -> None:
@@ -71,8 +72,8 @@ class PostgresTransport:
         self.names: dict[int, str] = {}
         self.hands, self.suspects = Hands(), 0
         self.keeper = Keeper(self, self.hands)
-        self.connections = Connections(self.options, notify)
-        self.seen, self.head, self.due = 0, 0, float("inf")
+        self.connections, self.reader = Connections(self.options, notify), Reader(self)
+        self.seen, self.head, self.soonest = 0, 0, float("inf")
         self.news, self.signals, self.signalled = asyncio.Event(), set[int](), 0.0
         self.listening: asyncio.Future[None] | None = None
         self.settled = asyncio.Event()  # present, or it is known that that is not to be had now
@@ -180,9 +181,9 @@ class PostgresTransport:
         self.head = max(self.head, stored)
         if stored - len(batch.rows) <= self.seen:  # nobody else stored between
             self.seen = self.head
-        due = min((row[1] for row in batch.rows if row[1] is not None), default=self.due)
-        if due < self.due:
-            self.due = due
+        due = min((row[1] for row in batch.rows if row[1] is not None), default=self.soonest)
+        if due < self.soonest:
+            self.soonest = due
             self.news.set()
         if any(channels[each] not in self.names for each in where):
             self.look_for_news()
@@ -225,7 +226,7 @@ class PostgresTransport:
     async def _tail(self) -> None:
         while self.client is not None:
             rest = LISTENING if self.listening is not None else seconds(self.options.poll)
-            wait = max(0.001, min(rest, self.due - self.clock.now()))
+            wait = max(0.001, min(rest, self.soonest - self.clock.now()))
             with suppress(TimeoutError):
                 async with asyncio.timeout(wait):
                     await self.news.wait()
@@ -240,7 +241,7 @@ class PostgresTransport:
         new = {id: topic for id, topic, _ in json.loads(row["new"] or "[]")}
         self.names |= new
         self._wake_topics(new.values())
-        self.due = float("inf") if row["due"] is None else self.clock.now() + row["due"]
+        self.soonest = float("inf") if row["due"] is None else self.clock.now() + row["due"]
         if row["seen"] < asked:  # a server that was killed lost numbers it had not stored; they come again
             self.seen = self.head = row["seen"]
         elif row["seen"] > self.seen or row["channels"] is None:

@@ -21,20 +21,25 @@ from tidings.transports._numbers import pack
 from tidings.transports._points import passed
 
 from .connections import Connections, Unanswered
-from .hands import Hands, Held, Outgoing, Row, hash_of
+from .hands import Hands, Held, Outgoing, Row, fenced, hash_of, literal
+from .keeping import Failed, Ready, Units, Writes
 
 T = TypeVar("T")
 
 MOST_ROWS, MOST_BYTES = 20_000, 32 * 2**20  # of a batch
-LITERALS = dict.fromkeys((17, 19, 21, 22, 23), "::text::int[]") | {20: "::text::float8[]"}  # arguments of `apply`
+LITERALS = {
+    **dict.fromkeys((17, 19, 21, 22, 23, 28, 33, 34), "::text::int[]"),
+    **dict.fromkeys((20, 32), "::text::float8[]"),
+    **dict.fromkeys((30, 31), "::text::bigint[]"),
+}  # arguments of `apply` and `keep`
 STUCK = 5.0  # seconds a batch may take before it is asked who holds it up
 
 
 class Batch:
     """What is committed at once. A *reference* is a claim's id, or of the n-th message taken -n; 0: always valid."""
 
-    def __init__(self, hands: Hands) -> None:
-        self.hands = hands
+    def __init__(self, hands: Hands, writes: Writes) -> None:
+        self.hands, self.writes = hands, writes
         self.claims: dict[int, Held] = {}  # changed; by id
         self.taken: list[tuple[Held, int]] = []
         self.parks: list[tuple[Any, ...]] = []
@@ -113,7 +118,7 @@ class Batch:
     @property
     def plain(self) -> bool:
         """Whether it only acknowledges fresh messages."""
-        return not (self.rows or self.taken or self.parks)
+        return not (self.rows or self.taken or self.parks or self.writes.units)
 
     def struck_off(self) -> tuple[list[int], list[bytes | None], list[int]]:
         """The claims that change, what is left of each, and how many it had."""
@@ -135,13 +140,13 @@ class Batch:
             [seq for _, seq in self.taken],
             [held.take for held, _ in self.taken],
             *(list(column) for column in (zip(*parks, strict=True) if parks else [()] * 9)),
-            _literal([places[ref] for ref in self.refs]) if any(self.refs) else None,
+            literal([places[ref] for ref in self.refs]) if any(self.refs) else None,
             list(channels.values()),
-            _literal([channels[where] for where in wheres]) if len(channels) > 1 else None,
-            _literal(dues),
-            _literal(hashes),
-            _literal(list(accumulate(lengths[:-1], initial=1)) if lengths else []),
-            _literal(lengths),
+            literal([channels[where] for where in wheres]) if len(channels) > 1 else None,
+            literal(dues),
+            literal(hashes),
+            literal(list(accumulate(lengths[:-1], initial=1)) if lengths else []),
+            literal(lengths),
             b"".join(records),
             [number for where, number in channels.items() if where[0].startswith(DEAD)],
         ]
@@ -249,14 +254,15 @@ class Writer:
     ) -> None:
         self.connections, self.hands, self.told, self.held_up = connections, hands, told, held_up
         self.loop = asyncio.get_running_loop()
-        self.queue: deque[Job | Turn] = deque()
+        self.queue: deque[Job | Units | Turn] = deque()
         self.wanted = asyncio.Event()
         self.channels: dict[tuple[str, int], int] = {}
         self.stopping = False
         self.synchronous = synchronous
         place = '"' + connections.options.namespace + '"'
-        places = ", ".join(f"${n}{LITERALS.get(n, '')}" for n in range(1, 27))
-        self.apply = f"SELECT * FROM {place}.apply({places})"
+        places = [f"${n}{LITERALS.get(n, '')}" for n in range(1, 36)]
+        self.apply = f"SELECT * FROM {place}.apply({', '.join(places[:26])})"
+        self.keep = f"SELECT * FROM {place}.keep({', '.join(places)})"
         self.acked = f"SELECT * FROM {place}.acked($1, $2, $3, $4)"
         self.naming = f"SELECT {place}.channels($1, $2)"
         self.task = self.loop.create_task(self._run())
@@ -271,11 +277,15 @@ class Writer:
         self._put(job := Job(settlements, outgoing, self.loop.create_future()))
         return job.future
 
+    def commit(self, units: Sequence[Ready]) -> asyncio.Future[dict[int, Failed]]:
+        self._put(job := Units(units, self.loop.create_future()))
+        return job.future
+
     def turn(self, act: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Future[T]:
         self._put(turn := Turn(act, self.loop.create_future()))
         return turn.future
 
-    def _put(self, job: Job | Turn) -> None:
+    def _put(self, job: Job | Units | Turn) -> None:
         if self.stopping:
             raise NotOpen("the bus is not open")
         self.queue.append(job)
@@ -299,12 +309,12 @@ class Writer:
                 self.queue.popleft()
                 await job.take()
             else:
-                await self._commit(self._gather())
+                await self._commit(self._gather(), Writes())
 
-    def _gather(self) -> list[Job]:
+    def _gather(self) -> list[Job | Units]:
         """What may share a commit: at least one, in order."""
-        jobs, rows, size = list[Job](), 0, 0
-        while self.queue and isinstance(job := self.queue[0], Job):
+        jobs, rows, size = list[Job | Units](), 0, 0
+        while self.queue and not isinstance(job := self.queue[0], Turn):
             rows, size = rows + job.rows, size + job.bytes
             if jobs and (rows > MOST_ROWS or size > MOST_BYTES):
                 break
@@ -312,8 +322,8 @@ class Writer:
             self.queue.popleft()
         return jobs
 
-    async def _commit(self, jobs: list[Job]) -> None:
-        batch = Batch(self.hands)
+    async def _commit(self, jobs: Sequence[Job | Units], writes: Writes) -> None:
+        batch = Batch(self.hands, writes)
         for job in jobs:
             job.stage(batch)
         try:
@@ -325,16 +335,19 @@ class Writer:
                     job.failed(error)
             else:  # one of them cannot be stored: each alone
                 for job in jobs:
-                    await self._commit([job])
+                    await self._commit([job], Writes(writes))
             return
         passed("commit.after")
+        if not row.get("done", True):
+            await self._commit(jobs, writes.learned(batch, row))
+            return
         refused, lost = batch.committed(row["ok"])
-        self.told(batch, lost, row)
+        self.told(batch, lost + writes.lost, row)
         for job in jobs:
             job.done(refused)
 
     async def _apply(self, batch: Batch) -> Any:
-        if not (batch.rows or batch.claims or batch.taken):
+        if not (batch.rows or batch.claims or batch.taken or batch.writes.latest):
             return {"ok": (), "unrouted": (), "stored": None}
         if batch.plain:
             passed("commit.before")
@@ -347,25 +360,11 @@ class Writer:
                 found = await self.connections.call(self.naming, topics, priorities, repeat=True)
                 self.channels.update(zip(new, found[0], strict=True))
             channels = {where: self.channels[where] for where in names}
-            soft = not batch.rows and not batch.parks
+            soft = not (batch.rows or batch.parks or batch.writes.latest)
             passed("commit.before")
-            args = batch.arguments(channels)
-            return await self.connections.call(
-                self.apply, self.hands.member, *args, "off" if soft else self.synchronous
-            )
+            args = self.hands.member, *batch.arguments(channels), "off" if soft else self.synchronous
+            if batch.writes.units:
+                return await self.connections.call(self.keep, *args, *batch.writes.arguments())
+            return await self.connections.call(self.apply, *args)
         finally:
             watch.cancel()
-
-
-def fenced() -> BusError:
-    return BusError("this delivery is no longer ours", why="its lease was lost, or it was settled before")
-
-
-def _literal(column: list[Any]) -> str | None:
-    """A column of numbers as the database reads it, NULL when there is none in it.
-
-    As text it costs a tenth: asyncpg asks of each element of an array whether it is an array, too.
-    """
-    if column.count(None) == len(column):
-        return None
-    return "{" + str(column)[1:-1].replace("None", "NULL") + "}"
