@@ -83,6 +83,8 @@ class GroupConsumer(Waiting):
             self.lane.doubt = False
         member, id, solo = hands.member, secrets.randbits(62), transport.suspects
         transport.suspects += 1
+        if solo:
+            transport.denied.add(self)  # a suspect, which the other may not find
         args: list[Any] = [
             self.group,
             member,
@@ -101,6 +103,9 @@ class GroupConsumer(Waiting):
             return []
         finally:
             transport.suspects -= 1
+            if not transport.suspects:
+                while transport.denied:
+                    transport.denied.pop().wake()
         passed("claim.taken")
         self.more, self.due = row["more"], row["wait"]
         if row["generation"] != self.generation:

@@ -70,7 +70,7 @@ class PostgresTransport(Keeping):
         self.matcher: Matcher[Waiting] = Matcher()
         self.lanes: dict[int, Lane] = {}
         self.names: dict[int, str] = {}
-        self.hands, self.suspects = Hands(), 0
+        self.hands, self.suspects, self.denied = Hands(), 0, set[Any]()
         self.keeper = Keeper(self, self.hands)
         self.connections, self.reader = Connections(self.options, notify), Reader(self)
         self.seen, self.head, self.soonest = 0, 0, float("inf")
