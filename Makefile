@@ -40,10 +40,11 @@ bench-setup: .venv/.ready ## the other libraries and servers that `make bench` c
 docs: .venv/.ready ## the documentation as a site, in site/
 	@$(BIN)/mkdocs build -q
 
-docs-tables: .venv/.ready ## pages that are made from the code: what transports can do, the command line, errors
+docs-tables: .venv/.ready ## pages that are made from the code: what transports can do, the command line, errors, patterns
 	@$(RUN) scripts.transport_table > docs/transports.md.new && mv docs/transports.md.new docs/transports.md
 	@$(RUN) scripts.cli_reference > docs/reference/cli.md.new && mv docs/reference/cli.md.new docs/reference/cli.md
 	@$(RUN) scripts.error_pages > docs/reference/errors.md.new && mv docs/reference/errors.md.new docs/reference/errors.md
+	@$(RUN) scripts.pattern_pages
 
 wheel: .venv/.ready ## dist/*.whl
 	@$(RUN) build --wheel --no-isolation >/dev/null && ls dist/*.whl

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages of the site that are files of the repository's root."""
+"""Hooks of mkdocs: what is in the site though it is not in docs/: files of the root as pages, and the examples."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
@@ -19,4 +20,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text = re.sub(r"\]\(docs/", "](", (ROOT / source).read_text())
         text = re.sub(r"\]\((\w+\.md)", lambda link: f"]({moved.get(link[1], link[1])}", text)
         files.append(File.generated(config, page, content=text))
+    for path in sorted((ROOT / "examples").rglob("*.py")):
+        files.append(File.generated(config, str(path.relative_to(ROOT)), content=path.read_text()))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Links to examples, which lie beside docs/ in the repository and in it here."""
+    return re.sub(r"\]\(((?:\.\./)+)\.\./examples/", r"](\1examples/", markdown)

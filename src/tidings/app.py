@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from typing_extensions import TypeForm, Unpack
 
     from .channels import Meta
+    from .topology import Topology
 
 log = logging.getLogger("tidings")
 
@@ -183,6 +184,12 @@ class App(Router):
     def stats(self) -> dict[str, Stats]:
         """What has become of each group's deliveries in this process."""
         return {group: worker.stats for group, worker in tuple(self._workers.items())}
+
+    def topology(self) -> Topology:
+        """Topics, handlers, patterns and services, and what leads where, as known at registration."""
+        from .topology import topology
+
+        return topology(self)
 
     def bus(self, name: str = "") -> Transport:
         """An open bus; ``.client`` is its native client."""

@@ -168,14 +168,14 @@ class Keeper:
     def _forget(self, state: State, *, done: bool) -> None:
         """From now on the store says what is there. What was built on a write that was not done cannot be done either;
         runs that have read what is not there any more begin anew."""
-        runs = {id(run): run for run in self.running.values()}.values()
+        runs = {id(run): run for run in self.running.values()}.values() if self.running else ()
         for write in state.writes:
             place = write.table, write.key
             self.ahead.pop(place, None)
             newest, _ = self.pending.get(place, (None, None))
-            if newest is not None and (newest is write or not done):
-                del self.pending[place]
-            if newest is write or newest is None or not done:
+            if newest is write or not done:
+                self.pending.pop(place, None)
+            if runs and (newest is write or newest is None or not done):
                 for run in runs:
                     run.left_behind(place, write.leaves if done else None)
 

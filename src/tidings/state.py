@@ -7,7 +7,7 @@ Outside of handlers there is ``transact``, and for what shall happen at a time `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from msgspec import Struct
@@ -78,7 +78,8 @@ Pending = dict[Place, "tuple[Write, State]"]
 class State:
     """The records that one run of a handler reads and writes; of no use after it.
 
-    Values are not to be changed in place: ``put`` them. Reading costs a look into the store, once a record.
+    Values are not to be changed in place: ``put`` them. Reading costs a look into the store, once a record. Of records
+    that are only read, another run may have written a newer one by the time this one is committed.
     """
 
     __slots__ = ("_ahead", "_known", "_pending", "_store", "committed", "deliveries", "sessions", "stale", "writes")
@@ -95,10 +96,13 @@ class State:
 
     async def get(self, table: Table[T], key: str) -> T | None:
         """The record's value, or None."""
-        known = self._known.get((table.name, key))
-        if known is None:
-            await self._read(table, (key,))
-            known = self._known[table.name, key]
+        place = table.name, key
+        if place not in self._known:
+            if place in self._ahead:
+                self.take(table, key, self._ahead.pop(place))
+            else:
+                await self._read(table, (key,))
+        known = self._known[place]
         return None if known.value is _GONE else cast(T, known.value)
 
     async def get_many(self, table: Table[T], keys: Iterable[str]) -> dict[str, T]:
@@ -148,6 +152,15 @@ class State:
         """Remove a record, if it is there."""
         self._write(table, key, _GONE, None)
 
+    def savepoint(self) -> Callable[[], None]:
+        """A function that undoes what is written from now on."""
+        known = dict(self._known)
+
+        def undo() -> None:
+            self._known = known
+
+        return undo
+
     def _write(self, table: Table[Any], key: str, value: Any, due: float | None) -> None:
         if not isinstance(key, str) or "\0" in key:
             raise InvalidName(f"a record's key cannot be {key!r}", mend="a str without NUL")
@@ -191,17 +204,18 @@ class State:
         """Turn what was written into ``writes``; False if another run of this process was faster: run again."""
         if self.stale:
             return False
-        staged = []
-        for (name, key), kept in self._known.items():
+        staged, pending = dict[Place, Write](), self._pending
+        for place, kept in self._known.items():
             if kept.table is None:
                 continue
-            before = self._staged((name, key))
+            before = self._staged(place) if place in pending else None
             if before is not None and kept.version not in (None, before.leaves):
                 return False
             body = None if kept.value is _GONE else kept.table.encode(kept.value)
-            staged.append(Write(name, key, body, kept.version, kept.due, new_version()))
-        self.writes, self.sessions = staged, {delivery.session for delivery in self.deliveries}
-        self._pending.update({(write.table, write.key): (write, self) for write in staged})
+            staged[place] = Write(*place, body, kept.version, kept.due, new_version())
+        self.writes, self.sessions = [*staged.values()], {delivery.session for delivery in self.deliveries}
+        for place, write in staged.items():
+            pending[place] = write, self
         return True
 
     def left_behind(self, place: Place, version: int | None) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tidings.cli._layout import layered
-from tidings.cli._wiring import overlap
+from tidings.topology.layout import layered
+from tidings.topology.wiring import overlap
 
 from .conftest import Shell
 
@@ -134,9 +134,12 @@ def test_json(nowhere: Shell) -> None:
         "kind": "handler",
         "name": "bill",
         "note": "desk.bill",
+        "role": "",
         "bus": "",
         "where": f"{file}:12",
         "pattern": "",
+        "messages": None,
+        "observed": False,
     }
     assert {"source": "handler:desk.bill", "target": "service::price", "kind": "asks"} in graph["edges"]
     assert all(edge[end] in nodes for edge in graph["edges"] for end in ("source", "target"))
@@ -319,3 +322,35 @@ def reaches(source: str, target: str, edges: list[tuple[str, str]]) -> bool:
             seen.add(name)
             waiting += [after for before, after in edges if before == name]
     return target in seen
+
+
+def test_orphans(nowhere: Shell) -> None:
+    nowhere.write("desk.py", DESK)
+    said = nowhere("topology", "desk", "--orphans").out
+    assert [line.split() for line in said.splitlines()] == [
+        ["CHANNEL", "WHAT", "BUS"],
+        ["spare", "nobody", "uses", "it", "-"],
+    ]
+    found = nowhere("topology", "desk", "--orphans", "--json").json
+    assert [[node["name"] for node in found[key]] for key in ("unheard", "unsent", "unused")] == [[], [], ["spare"]]
+    nowhere.write("alone.py", "from tidings import App\napp = App('a')\n@app.answer('x')\nasync def f(n: int): ...\n")
+    assert "x" in nowhere("topology", "alone", "--orphans").out
+    assert "nobody asks" in nowhere("topology", "alone", "--orphans").out
+    nowhere.write("empty.py", "from tidings import App\napp = App('empty')\n")
+    assert nowhere("topology", "empty", "--orphans").out == "no orphans: each channel has both ends\n"
+    assert "exclude each other" in nowhere("topology", "desk", "--orphans", "--text", code=2).err
+
+
+def test_observed(nowhere: Shell) -> None:
+    nowhere.write("desk.py", DESK.replace(', far="memory://"', ', far="sqlite:///far.db"'))
+    assert "there is no bus file" in nowhere("topology", "desk", "--observed", code=3).err
+    assert not (nowhere.folder / "desk.db").exists()
+    for file in ("desk.db", "far.db"):
+        nowhere("publish", "orders.extra", "1", "--url", f"sqlite:///{file}")
+    said = nowhere("topology", "desk", "--observed", "--text").out
+    assert "orders.extra (1 message)" in said
+    assert "tidings-cli (app)" in said
+    graph = nowhere("topology", "desk", "--url", "sqlite:///far.db", "--json").json
+    assert sum(node["name"] == "orders.extra" for node in graph["nodes"]) == 2
+    nowhere.write("still.py", "from tidings import App\napp = App('still', 'memory://')\n")
+    assert "cannot be reached from another process" in nowhere("topology", "still", "--observed", code=2).err

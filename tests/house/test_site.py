@@ -29,7 +29,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_page_is_there_twice(site: Path) -> None:
     """As HTML, and as Markdown for machines; all of them are listed in llms.txt."""
-    pages = [path.relative_to(ROOT / "docs").with_suffix("") for path in (ROOT / "docs").rglob("*.md")]
+    files = [path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")]
+    pages = [path.parent if path.name == "index.md" else path.with_suffix("") for path in files]
     assert len(pages) > 20
     listed = re.findall(r"\]\(https?://[^/]+/([^)]*)\)", (site / "llms.txt").read_text())
     for page in pages:

@@ -232,6 +232,24 @@ async def test_a_run_sees_what_it_wrote_and_removed(tmp_path: Path) -> None:
         assert await kept(app, balances) == seen[1]
 
 
+async def test_what_was_written_since_a_savepoint_may_be_undone(tmp_path: Path) -> None:
+    app = app_on("sqlite", tmp_path)
+
+    @app.on(paid)
+    async def book(payment: Payment, state: State) -> None:
+        state.put(balances, "kept", Balance(1))
+        undo = state.savepoint()
+        state.put(balances, "kept", Balance(2))
+        state.put(balances, "gone", Balance(3))
+        undo()
+        assert await state.get(balances, "gone") is None
+
+    async with app:
+        await app.publish(paid, Payment("a", 1))
+        await until(lambda: app.stats()["shop.book"].handled)
+        assert await kept(app, balances) == {"kept": Balance(1)}
+
+
 async def test_what_is_due_is_found_with_what_is_on_its_way(tmp_path: Path) -> None:
     app, found = app_on("sqlite", tmp_path), list[list[str]]()
 

@@ -120,6 +120,25 @@ async def opened(source: Source, *, create: bool = False) -> AsyncIterator[App]:
         yield app
 
 
+def reachable(app: App, url: str | None) -> None:
+    """Let an app have the buses that it would run on; raises ``BusUnavailable``, ``Unsupported`` for one not there."""
+    source = configured(url)
+    named = {"": source.url} if source is not None else {}
+    named |= {name: os.environ[f"TIDINGS_URL_{name.upper()}"] for name in app.urls if _named_outside(name)}
+    for name, outside in named.items():
+        app.use(outside, name)
+    sources = [Source(given, f"the code of {app.name!r}") for given in app.urls.values()]
+    every = [(each, each.options()) for each in sources]
+    if all(is_memory(options) for _, options in every):
+        _refuse_what_nobody_shares(*every[0])
+    for _, options in every:
+        _refuse_missing(options)
+
+
+def _named_outside(bus: str) -> bool:
+    return bool(bus and os.environ.get(f"TIDINGS_URL_{bus.upper()}"))
+
+
 def _refuse_what_nobody_shares(source: Source, options: Options) -> None:
     if is_memory(options):
         raise Unsupported(

@@ -24,6 +24,7 @@ from tidings.kernel.message import JSON
 from tidings.kernel.topics import CAPTURE, REPLY, REQUEST
 from tidings.kernel.transport import Options
 from tidings.router import Registration
+from tidings.topology.wiring import asked, defined, sent
 from tidings.transports._url import locate
 
 from . import show
@@ -31,7 +32,6 @@ from ._bus import Source, project_file
 from ._options import Json, Target
 from ._schemas import schemas_of
 from ._target import find_app
-from ._wiring import asked, defined, sent
 
 VERSION = "3.1.0"
 PROTOCOLS = {

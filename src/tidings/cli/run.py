@@ -16,7 +16,7 @@ from tidings.assembly import group_of
 from tidings.kernel.errors import TidingsError
 from tidings.kernel.settling import Stats
 from tidings.router import Registration
-from tidings.schedule import Cron, Interval
+from tidings.topology.graph import schedule_text
 
 from . import show
 from ._bus import Source, configured
@@ -134,10 +134,3 @@ def _row(app: App, r: Registration) -> dict[str, Any]:
     group = "" if r.live or r.each else group_of(r, app.name)
     handler = f"{r.fn.__qualname__} ({where})"
     return {"kind": kind, "group": group, "pattern": pattern, "handler": handler, "where": where, "bus": r.bus}
-
-
-def schedule_text(schedule: Any) -> str:
-    """A schedule in words."""
-    if isinstance(schedule, Interval):
-        return f"every {schedule.interval:g} s"
-    return f"{schedule.expression} {schedule.tz}" if isinstance(schedule, Cron) else str(schedule)

@@ -1,29 +1,25 @@
-"""``tidings topology``: what calls what in an app, as Mermaid, a picture, a tree or JSON."""
+"""``tidings topology``: what calls what in an app, as Mermaid, a picture, a tree or JSON; and what lacks an end."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from tidings import App
+from tidings import topology as drawing
 from tidings.kernel.errors import InvalidOption
+from tidings.topology import Node, Orphans, Topology
 
 from . import show
-from ._graph import Edge, Graph, Node, graph_of
+from ._bus import reachable
 from ._options import DryRun, Json, Target, flag
-from ._svg import svg as drawn
 from ._target import find_app
 
-SHAPES = {
-    "topic": ("([", "])"),
-    "service": ("{{", "}}"),
-    "schedule": ("[/", "/]"),
-    "handler": ("[", "]"),
-    "dead": ("[[", "]]"),
-}
-ARROWS = {"calls": "-->", "sends": "-->", "asks": "-- asks -->", "is part of": "-.->", "dies": "-. fails .->"}
+Url = Annotated[str | None, Parameter(name="--url", help="The bus to look at. Default: TIDINGS_URL, then the app's.")]
 
 
 def topology(
@@ -32,22 +28,57 @@ def topology(
     *,
     svg: Annotated[str | None, Parameter(help="Draw it into this file.")] = None,
     text: Annotated[bool, flag("A tree instead.")] = False,
+    orphans: Annotated[bool, flag("List what is published and nobody listens to, and the reverse.")] = False,
+    observed: Annotated[
+        bool, flag("Look at the bus too: retained messages, who published them, other groups.")
+    ] = False,
+    url: Url = None,
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Show how an app hangs together, as a Mermaid flowchart: topics, services, schedules, handlers, dead letters.
 
-    Nothing is opened. A handler is shown to send to its to=, and to every topic that its code names.
+    Nothing is opened without --observed. A handler is shown to send to its to=, and to every topic that its code names;
+    patterns say what they are.
     """
-    if svg is not None and text:
-        raise InvalidOption("--svg and --text exclude each other", mend="give one of them")
-    graph = graph_of(find_app(target))
+    forms = [name for name, given in (("--svg", svg is not None), ("--text", text), ("--orphans", orphans)) if given]
+    if len(forms) > 1:
+        raise InvalidOption(f"{forms[0]} and {forms[1]} exclude each other", mend="give one of them")
+    app = find_app(target)
+    graph = asyncio.run(_observed(app, url)) if observed or url is not None else drawing.topology(app)
     if svg is not None:
-        _write(Path(svg), drawn(graph), dry_run, json)
+        _write(Path(svg), drawing.svg(graph), dry_run, json)
+    elif orphans:
+        _list(drawing.orphans(graph), json)
     elif json:
         show.document({"app": graph.app, "nodes": list(graph.nodes.values()), "edges": graph.edges})
     else:
-        show.say("\n".join(_tree(graph) if text else mermaid(graph)))
+        show.say((drawing.tree(graph) if text else drawing.mermaid(graph)).rstrip("\n"))
+
+
+async def _observed(app: App, url: str | None) -> Topology:
+    """What the app's buses show; none is created."""
+    reachable(app, url)
+    async with app.connect():
+        return await drawing.observe(app)
+
+
+def _list(found: Orphans, json: bool) -> None:
+    if json:
+        show.document(found)
+        return
+    rows = [*_rows(found.unheard, "nobody listens"), *_rows(found.unsent, "nobody publishes")]
+    rows += _rows(found.unused, "nobody uses it")
+    if rows:
+        show.table(("channel", "what", "bus"), rows)
+    else:
+        show.say("no orphans: each channel has both ends")
+
+
+def _rows(nodes: Sequence[Node], what: str) -> Iterator[Sequence[str]]:
+    service = {"nobody listens": "nobody answers", "nobody publishes": "nobody asks"}
+    for node in nodes:
+        yield node.name, service[what] if node.kind == "service" else what, node.bus
 
 
 def _write(file: Path, picture: str, dry_run: bool, json: bool) -> None:
@@ -63,60 +94,3 @@ def _write(file: Path, picture: str, dry_run: bool, json: bool) -> None:
         show.document({"file": str(file), "bytes": len(picture.encode()), "dry_run": dry_run})
     else:
         show.say(f"{'would write' if dry_run else 'wrote'} {file}")
-
-
-def mermaid(graph: Graph) -> Iterator[str]:
-    """The lines of a Mermaid flowchart; each further bus is a frame."""
-    names = {id: f"n{number}" for number, id in enumerate(graph.nodes)}
-    yield "flowchart LR"
-    for bus in sorted({"", *(node.bus for node in graph.nodes.values())}):
-        indent = "    " if bus else "  "
-        if bus:
-            yield f'  subgraph bus_{bus}["bus {_label(bus)}"]'
-        for id, node in graph.nodes.items():
-            if node.bus == bus:
-                left, right = SHAPES[node.kind]
-                text = _label(node.name) + (f"<br/><small>{_label(node.note)}</small>" if node.note else "")
-                yield f'{indent}{names[id]}{left}"{text}"{right}'
-        if bus:
-            yield "  end"
-    for edge in graph.edges:
-        yield f"  {names[edge.source]} {ARROWS[edge.kind]} {names[edge.target]}"
-
-
-def _label(text: str) -> str:
-    return "".join(f"#{ord(c)};" if c in '<>"&#`' else c for c in text)
-
-
-def _tree(graph: Graph) -> Iterator[str]:
-    """From each source down to what follows; what stands elsewhere already is only named."""
-    yield graph.app
-    edges = [edge for edge in graph.edges if edge.kind != "dies"]
-    entered = {edge.target for edge in edges}
-    shown: set[str] = set()
-    leads = {edge.source for edge in edges}
-    for id in sorted(graph.nodes, key=lambda id: id in entered):  # last, what is only in circles
-        if id not in shown and (id in leads or graph.nodes[id].kind != "dead"):
-            yield from _branch(graph, edges, id, shown)
-
-
-def _branch(graph: Graph, edges: list[Edge], id: str, shown: set[str]) -> Iterator[str]:
-    waiting = [(id, "", "")]  # with what its line begins, and those below it
-    while waiting:
-        id, first, rest = waiting.pop()
-        after = [edge for edge in edges if edge.source == id]
-        more = " …" if id in shown and after else ""
-        yield f"{first}{_line(graph.nodes[id])}{more}"
-        if id in shown:
-            continue
-        shown.add(id)
-        for edge in reversed(after):
-            last = edge is after[-1]
-            arrow = {"asks": "asks ", "is part of": "also "}.get(edge.kind, "")
-            head = f"{rest}{'└' if last else '├'}─ {arrow}"
-            waiting.append((edge.target, head, f"{rest}{' ' if last else '│'}  "))
-
-
-def _line(node: Node) -> str:
-    where = f"  {node.where.rpartition('/')[2]}" if node.where else ""
-    return f"{node.name}{f' ({node.note})' if node.note else ''}{f' on {node.bus}' if node.bus else ''}{where}"

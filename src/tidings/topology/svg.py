@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from html import escape
 from itertools import pairwise
 
-from ._graph import Edge, Graph, Node
-from ._layout import Arrow, Placed, Point, layered
+from .graph import Edge, Node, Topology
+from .layout import Arrow, Placed, Point, layered
 
 LETTER, LINE, PADDING, MARGIN = 7.3, 16.0, 14.0, 16.0  # of a monospaced font of 12 px
 
@@ -23,6 +23,8 @@ STYLE = """
 .service { fill: #fff7e0; stroke: #4c78c8; stroke-width: 2 }
 .schedule { fill: none; stroke: #59636e; stroke-dasharray: 4 3 }
 .dead { fill: none; stroke: #cf222e }
+.app { fill: none; stroke: #59636e }
+.pattern { stroke-width: 2.5 }
 .flow, .part, .dies { fill: none; stroke: #818b98; stroke-width: 1.3 }
 .part, .dies { stroke-dasharray: 2 4 }
 .dies { stroke: #cf222e }
@@ -34,7 +36,7 @@ STYLE = """
   .handler { fill: #15233b; stroke: #6ea0f5 }
   .topic { fill: #2b2410; stroke: #c9a227 }
   .service { fill: #2b2410; stroke: #6ea0f5 }
-  .schedule { stroke: #9198a1 }
+  .schedule, .app { stroke: #9198a1 }
   .dead, .dies { stroke: #ff7b72 }
 }
 """.strip()
@@ -45,8 +47,8 @@ TIP = """
 """.strip()
 
 
-def svg(graph: Graph) -> str:
-    """The picture of a graph."""
+def svg(graph: Topology) -> str:
+    """The picture of a graph, an SVG document."""
     lines = {id: [node.name, *([note] if (note := _note(node)) else [])] for id, node in graph.nodes.items()}
     sizes = {
         id: (LETTER * max(map(len, texts)) + 2 * PADDING, LINE * len(texts) + PADDING) for id, texts in lines.items()
@@ -67,16 +69,17 @@ def svg(graph: Graph) -> str:
 
 
 def _note(node: Node) -> str:
-    if node.kind == "service":
-        return f"service on {node.bus}" if node.bus else "service"
-    return f"on {node.bus}" if node.bus and node.kind in ("topic", "dead") else node.note
+    kind = "service" if node.kind == "service" else ""
+    bus = f"on {node.bus}" if node.bus and node.kind in ("topic", "service", "dead") else ""
+    return ", ".join(filter(None, (" ".join(filter(None, (kind, bus))), node.words)))
 
 
 def _box(node: Node, centre: Point, size: Point, lines: list[str]) -> str:
     (x, y), (width, height) = centre, size
     left, top = x - width / 2, y - height / 2
     round = {"topic": height / 2, "service": 0, "schedule": height / 2}.get(node.kind, 4)
-    shape = f'<rect class="{node.kind}" x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}"'
+    looks = f"{node.kind} pattern" if node.role else node.kind
+    shape = f'<rect class="{looks}" x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="{height:.1f}"'
     middle = y + 4 - LINE * (len(lines) - 1) / 2
     texts = [
         f'<text class="{("name", "note")[index]}" x="{x:.1f}" y="{middle + LINE * index:.1f}">{escape(line)}</text>'
@@ -85,7 +88,7 @@ def _box(node: Node, centre: Point, size: Point, lines: list[str]) -> str:
     return f'<g><title>{escape(node.where or node.kind)}</title>{shape} rx="{round:g}"/>{"".join(texts)}</g>'
 
 
-def _edges(graph: Graph, placed: Placed, sizes: dict[str, Point]) -> Iterator[str]:
+def _edges(graph: Topology, placed: Placed, sizes: dict[str, Point]) -> Iterator[str]:
     """Along the layers straight, between them in curves; each end of an edge has a place of its own on its box."""
     ports = _ports(placed, sizes)
     for edge in graph.edges:
@@ -132,6 +135,6 @@ def _curve(points: list[Point]) -> str:
     return drawn
 
 
-def _edge_title(graph: Graph, edge: Edge) -> str:
+def _edge_title(graph: Topology, edge: Edge) -> str:
     source, target = graph.nodes[edge.source].name, graph.nodes[edge.target].name
     return escape(f"{source} {edge.kind} {target}" if edge.kind != "dies" else f"what {source} cannot handle")

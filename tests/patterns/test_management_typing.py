@@ -1,0 +1,32 @@
+"""mypy --strict and pyright accept right uses of the system management patterns, and refuse each wrong one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+
+import pytest
+from tests.patterns.test_construction_typing import HERE, run
+
+NAME = "management_typed.py"
+
+
+def mypy() -> set[int]:
+    out = run("mypy", "--strict", "--no-incremental", "--output", "json", NAME)
+    found = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    return {error["line"] for error in found if error["severity"] == "error"}
+
+
+def pyright() -> set[int]:
+    found = json.loads(run("pyright", "--outputjson", "--pythonpath", sys.executable, NAME))
+    return {d["range"]["start"]["line"] + 1 for d in found["generalDiagnostics"] if d["severity"] == "error"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("check", [mypy, pyright])
+def test_each_wrong_use_is_refused_and_no_other(check: Callable[[], set[int]]) -> None:
+    lines = (HERE / NAME).read_text().splitlines()
+    wrong = {number for number, line in enumerate(lines, 1) if "# wrong" in line}
+    assert len(wrong) == 10
+    assert check() == wrong
