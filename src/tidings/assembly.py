@@ -160,6 +160,8 @@ class Assembly:
                     try:
                         outcomes[index] = await send(outcome)
                     except Exception as error:
+                        if handler.batch and len(deliveries) > 1:
+                            raise  # they are of all: each runs again
                         outcomes[index] = error
             return outcomes
 

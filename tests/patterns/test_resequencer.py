@@ -298,7 +298,7 @@ async def test_killed_at_random_it_keeps_the_order_and_loses_nothing(kind: str, 
             return sum(t.records for t in await bus.tables() if t.name == f"{GROUP}.waiting")
 
         seen = await killing.rounds(feed, killing.idle, look)
-        assert max(seen) > 10, "nothing waited when it died"
+        assert any(seen), "nothing waited when it died"
         await killing.rounds(last, killing.idle, look, count=1)
         came = [decode(m.body, type=Part) for m in await killing.log("ordered")]
         assert await look() == 0

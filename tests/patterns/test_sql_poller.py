@@ -6,6 +6,7 @@ import logging
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -93,6 +94,24 @@ async def test_the_id_comes_from_the_watermark(tmp_path: Path) -> None:
             await until(lambda: came, "it came")  # noqa: B023
         ids.append(came[0].id)
     assert ids[0] == ids[1]
+
+
+async def test_apps_that_share_a_store_have_a_watermark_each(tmp_path: Path) -> None:
+    came, url = list[Message[Any]](), f"sqlite:///{tmp_path}/bus.db"
+    apps = [App(name, url) for name in ("near", "far")]
+    for app in apps:
+        path = tmp_path / f"{app.name}.db"
+        poll_sql(app, placed, connect=partial(sqlite3.connect, path), query=QUERY, every="10ms")
+        with database(path) as rows:
+            add(rows, *(f"{app.name} {n}" for n in range(3 if app.name == "near" else 1)))
+
+    @apps[0].on("orders.>")
+    async def see(message: Message[Any]) -> None:
+        came.append(message)
+
+    async with apps[0], apps[1]:
+        await until(lambda: len(came) == 4, "all of both came")
+    assert len({message.id for message in came}) == 4
 
 
 async def test_a_row_that_does_not_fit_stops_it_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

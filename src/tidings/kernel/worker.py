@@ -136,6 +136,7 @@ class Worker:
             task.cancel()
         await asyncio.wait(tasks, timeout=grace)
         settling.give_back()
+        settling.flushable.set()  # a task that ended in the middle of a large batch has left it to nobody
         deadline = self.clock.monotonic() + max(grace, 1.0)
         while (settling.ready or settling.committing) and self.clock.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.001)

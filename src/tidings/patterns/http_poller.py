@@ -13,6 +13,7 @@ from urllib.request import Request, urlopen
 from msgspec import Struct
 from msgspec.structs import replace
 
+from tidings.app import App
 from tidings.channels import Topic
 from tidings.kernel.codec import decoder
 from tidings.kernel.errors import DeliveryError, Duration, InvalidOption
@@ -78,10 +79,11 @@ def poll_http(
     name, limit = group or f"poll-{to.name}", seconds(timeout, "timeout")
     decode, message, patience = decoder(to.type, lax=to.lax), made or to, Patience(name)
 
-    async def poll(state: State) -> Message[T] | None:
+    async def poll(state: State, app: App) -> Message[T] | None:
+        place = group or f"{app.name}.{name}"  # apps share a store
         if patience.waits:
             return None
-        seen = await state.get(SEEN, name) or Seen()
+        seen = await state.get(SEEN, place) or Seen()
         try:
             answer = await asyncio.to_thread(_ask, Request(url, headers={**(headers or {}), **_marks(seen)}), limit)
             data: T | None = None if answer is None else decode(answer.body, answer.content_type)
@@ -92,8 +94,8 @@ def poll_http(
         if answer is None:
             return None
         changed = answer.seen.digest != seen.digest
-        id = derived_id(seen.id, name, f"{url}\0{answer.seen.digest}", 0) if changed else seen.id
-        state.put(SEEN, name, replace(answer.seen, id=id))
+        id = derived_id(seen.id, place, f"{url}\0{answer.seen.digest}", 0) if changed else seen.id
+        state.put(SEEN, place, replace(answer.seen, id=id))
         return replace(message(cast(T, data)), id=id) if changed else None
 
     poll.__name__ = name

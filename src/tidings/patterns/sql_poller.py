@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from msgspec import convert
 from msgspec.structs import replace
 
+from tidings.app import App
 from tidings.channels import Topic
 from tidings.kernel.codec import encode
 from tidings.kernel.errors import Duration, InvalidOption, text_of
@@ -67,10 +68,11 @@ def poll_sql(
     patience = Patience(name)
     made = row or (lambda found: to(convert(found, to.type, strict=not to.lax)))
 
-    async def poll(state: State) -> list[Message[T]]:
+    async def poll(state: State, app: App) -> list[Message[T]]:
+        place = group or f"{app.name}.{name}"  # apps share a store
         if patience.waits:
             return []
-        mark = await state.get(MARKS, name)
+        mark = await state.get(MARKS, place)
         try:
             rows = await asyncio.to_thread(_fetch, connect, query, start if mark is None else mark)
         except Exception as error:
@@ -78,11 +80,11 @@ def poll_sql(
             return []
         patience.answered()
         messages: list[Message[T]] = []
-        for last, message in _messages(name, rows, made):
+        for last, message in _messages(place, rows, made):
             messages.append(message)
             mark = last
         if messages:
-            state.put(MARKS, name, mark)
+            state.put(MARKS, place, mark)
         return messages
 
     poll.__name__ = name
