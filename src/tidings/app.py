@@ -246,11 +246,10 @@ class App(Router):
                 chooser = schedule.ticking(assembly.bus, r.where)
                 ticks = schedule.tick_once(chooser, assembly.bus, assembly.group, r.schedule, self.name)
                 self._tickers.add(start(ticks))
-        ways = {assembly.keeper.way for assembly in self._assemblies if assembly.keeper is not None}
-        if any(getattr(r.fn, "keeps", False) for r in self.registrations):
-            ways.add(store_of(self)[1])
-        for way in ways:
-            self._workers |= await relays(way, self._buses)
+        for r in self.registrations:
+            if getattr(r.fn, "keeps", False):
+                store_of(self, r.bus)  # refuses an app without one
+        self._workers |= await relays(self.name, self._buses)
         for name, bus in self._buses.items():
             await _tell_groups(self.name, bus, before[name], self._workers)
         for bus in self._buses.values():

@@ -39,6 +39,7 @@ from .kernel.worker import Work, Worker
 from .relay import Way, choose
 from .router import Registration, refuse_dependencies
 from .state import State
+from .together import Together
 
 LOOP, THREADS = 16, 8  # concurrency, unless given
 
@@ -75,7 +76,8 @@ class Assembly:
         )
         self.plan = self._plan()
         refuse_dependencies(registration, self.plan)
-        self.layers = (*defaults.middleware, *r.middleware)
+        layers = (*defaults.middleware, *r.middleware)
+        self.layers = [m for m in layers if not (r.live and hasattr(m, "keeping"))]  # a live copy settles nothing
         self.keeper = self._keeper() if self.plan.state or any(hasattr(m, "keeping") for m in self.layers) else None
 
     def _plan(self) -> Plan:
@@ -131,7 +133,9 @@ class Assembly:
             layers = [layer.keeping(keeper) if hasattr(layer, "keeping") else layer for layer in self.layers]
             return keeper.around(wrapped(made, layers, self.origin))
         made = wrapped(made, self.layers, self.origin)
-        return self._routed(made) if len(self.defaults.buses) > 1 else made
+        made = self._routed(made) if len(self.defaults.buses) > 1 else made
+        apart = made.batch and not self.bus.transport.capabilities.atomic_settle
+        return Together().around(made) if apart else made
 
     def _answerer(self, values: Values) -> One:
         """Past its deadline it says so to who asked, so the worker's own deadline must come later."""

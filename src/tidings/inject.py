@@ -63,7 +63,7 @@ class Plan(Struct, frozen=True):
     takes: Literal["data", "message", "nothing"]
     parameters: tuple[tuple[str, Source], ...]
     dependencies: tuple[Dependency, ...]
-    state: str = ""  # the parameter that is the state of the run, or that of a dependency
+    state: str = ""  # the parameter that is the state of the run; "*": only a dependency has one
 
     @property
     def plain(self) -> bool:
@@ -213,7 +213,7 @@ class _Finder:
         if hint is Delivery:
             return lambda delivery, data, values: delivery
         if hint is State:
-            self.state = name
+            self.state = name if not self.pending else self.state or "*"
             return lambda delivery, data, values: values[State](delivery)
         if name in self.names:
             index = self.names[name]

@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from .kernel.clock import Clock
 from .kernel.codec import Decode
-from .kernel.errors import BusError, Conflict
+from .kernel.errors import BusError, Conflict, Skip
 from .kernel.handler import Emit, Handler, Many, One, Outcome, Outgoing, batch
 from .kernel.transport import ACK, Consumer, Delivery, Failure, Settlement
 from .relay import Way
@@ -35,6 +35,7 @@ class Keeper:
 
     consumer: Consumer
     lease: float
+    atomic: bool  # whether it commits records itself
 
     def __init__(self, group: str, store: Store, way: Way, clock: Clock) -> None:
         self.group, self.store, self.way, self.clock = group, store, way, clock
@@ -48,7 +49,7 @@ class Keeper:
 
     def _between(self, consumer: Consumer) -> Consumer:
         """Stand between this consumer and a worker."""
-        self.consumer, self.lease = consumer, consumer.lease
+        self.consumer, self.lease, self.atomic = consumer, consumer.lease, isinstance(consumer, Atomic)
         return self
 
     # -- around a handler
@@ -68,6 +69,8 @@ class Keeper:
                 state = self._begin((delivery,))
                 try:
                     outgoing = await one(delivery)
+                    if any(message.header("tdgreply") == "error" for message in outgoing):
+                        return outgoing  # an answerer that failed has written nothing
                     if state.stage():
                         self.handled[id(delivery)] = state
                         return outgoing
@@ -80,9 +83,9 @@ class Keeper:
     def _many(self, many: Many) -> Many:
         async def keeping(deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
             for _ in range(TRIES):
-                state = self._begin(deliveries)
+                state, again = self._begin(deliveries), [] if self.atomic else self._repeated(deliveries)
                 try:
-                    outcomes = await many(deliveries)
+                    outcomes = await (many(deliveries) if not again else self._once(many, deliveries, again))
                     good = [d for d, o in zip(deliveries, outcomes, strict=True) if not isinstance(o, BaseException)]
                     if state.stage():
                         state.deliveries = good
@@ -95,10 +98,28 @@ class Keeper:
 
         return keeping
 
+    @staticmethod
+    def _repeated(deliveries: Sequence[Delivery]) -> list[int]:
+        """Which of them came before in the same batch: of each message there is one note."""
+        ids, again = set[str](), list[int]()
+        for index, delivery in enumerate(deliveries):
+            if delivery.message.id in ids:
+                again.append(index)
+            ids.add(delivery.message.id)
+        return again
+
+    @staticmethod
+    async def _once(many: Many, deliveries: Sequence[Delivery], again: Sequence[int]) -> Sequence[Outcome]:
+        outcomes = list(await many([d for index, d in enumerate(deliveries) if index not in again]))
+        for index in again:
+            outcomes.insert(index, Skip("it came twice in one batch"))
+        return outcomes
+
     def _begin(self, deliveries: Sequence[Delivery]) -> State:
         state = State(self.store, self.pending, deliveries, self.ahead)
         for delivery in deliveries:
             self.running[id(delivery)] = state
+            self.handled.pop(id(delivery), None)
         return state
 
     def batch(self, fn: Callable[..., Any], name: str, decode: Decode, emit: Emit, *, whole: bool) -> Many:
@@ -115,7 +136,7 @@ class Keeper:
     async def receive(self, limit: int) -> Sequence[Delivery]:
         deliveries = await self.consumer.receive(limit)
         if deliveries and self.foresee is not None:
-            with suppress(BusError):  # what was received is not to be lost for it: each run reads by itself
+            with suppress(Exception):  # what was received is not to be lost for it: each run finds out by itself
                 await self._look_ahead(self.foresee(deliveries))
         return deliveries
 
@@ -149,7 +170,7 @@ class Keeper:
                 runs.setdefault(id(state), (state, []))[1].append(index)
         whole = [run for run in runs.values() if len(run[1]) == len(run[0].deliveries)]
         broken = [run for run in runs.values() if len(run[1]) < len(run[0].deliveries)]
-        commit = self._atomically if isinstance(self.consumer, Atomic) else self._first_the_store
+        commit = self._atomically if self.atomic else self._first_the_store
         failures = await commit(settlements, whole, alone)
         for _, indices in broken:  # one of them is not ours any more
             lost = BusError("another message of its batch was lost")
@@ -160,10 +181,23 @@ class Keeper:
             self._forget(state, done=done)
             self.expiring |= state.expiring() if done else set()
         for settlement in settlements:
-            self.handled.pop(id(settlement.delivery), None)
+            state = self.handled.pop(id(settlement.delivery), None)
+            if state is not None and settlement.action is not ACK:
+                self._forget(state, done=False)
+        self._drop_lost()
         if self.clock.monotonic() - self.purged > PURGE_EVERY:
             await self._purge()
         return failures
+
+    def _drop_lost(self) -> None:
+        """Runs of which a message was lost before it was settled will not be committed: nobody is to build on them."""
+        for state in {id(state): state for state in self.handled.values()}.values():
+            gone = [delivery for delivery in state.deliveries if not delivery.session.alive]
+            if gone and not state.lost:
+                state.lost = True
+                self._forget(state, done=False)
+            for delivery in gone:  # the worker does not settle it; others of its batch it may
+                self.handled.pop(id(delivery), None)
 
     def _forget(self, state: State, *, done: bool) -> None:
         """From now on the store says what is there. What was built on a write that was not done cannot be done either;
@@ -238,12 +272,10 @@ class Keeper:
         return {index: Failure(index, "unknown", failure.error) for index, note in notes.items() if note not in known}
 
     async def _purge(self) -> None:
-        """What has expired, and runs whose messages were lost before they could be settled."""
+        """What has expired."""
         self.purged = self.clock.monotonic()
-        for identity, state in tuple(self.handled.items()):
-            if not all(session.alive for session in state.sessions):
-                del self.handled[identity]
         self.ahead.clear()  # of what was given back before it ran
         with suppress(BusError):  # it was settled; the next time will do
             for table in self.expiring:
-                await self.store.purge(table, self.clock.now(), PURGE)
+                if await self.store.purge(table, self.clock.now(), PURGE) == PURGE:
+                    self.purged = float("-inf")  # there is more

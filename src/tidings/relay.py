@@ -2,11 +2,13 @@
 
 A bus that keeps no records cannot commit with a store, and a message that was published cannot be taken back. So such
 messages are committed to a topic of the store's own, and a durable, ordered group of the app publishes them from there:
-at least once, with the same ids, each key in its order.
+at least once, with the same ids, each key in its order. What the bus will never take is a dead letter of that group;
+while the bus is away, or full, all of it waits.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +16,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from .kernel.bus import Bus
-from .kernel.errors import BusError, Defer, Unsupported
+from .kernel.errors import BusError, Defer, NotOpen, TidingsError, Unsupported
 from .kernel.handler import Handler, Outcome
 from .kernel.message import Message
+from .kernel.outcome import Backoff
 from .kernel.settling import Policy
 from .kernel.topics import INTERNAL
 from .kernel.transport import Delivery, Subscription, Transport
@@ -38,6 +41,10 @@ class Way(Struct, frozen=True):
     def address(self, target: str) -> str:
         """Where the messages for the bus ``target`` wait in the store."""
         return f"{INTERNAL}relay.{self.app}.{target or '_'}"
+
+    def group(self, target: str) -> str:
+        """The group that publishes them to the bus ``target``."""
+        return f"{self.app}.relay-{self.store or 'default'}-{target or 'default'}"
 
     def route(self, messages: Iterable[Message[Any]]) -> list[Message[Any]]:
         """Sealed messages as the store is to keep them: those for another bus at its address."""
@@ -62,38 +69,69 @@ def choose(names: Iterable[str], bus: Callable[[str], Transport], own: str = "",
     )
 
 
-def store_of(app: App) -> tuple[Store, Way]:
-    """The store of an open app, and the way out of it."""
-    name, store = choose(app.urls, app.bus)
+def store_of(app: App, bus: str = "") -> tuple[Store, Way]:
+    """The store of an open app, and the way out of it: ``bus``, if that keeps records. Raises ``InvalidName``."""
+    name, store = choose(app.urls, app.bus, bus)
     return store, Way(app.name, name)
 
 
-async def relays(way: Way, buses: Mapping[str, Bus]) -> dict[str, Worker]:
-    """Workers, not yet running, by group: one for each bus that is not the store."""
-    store = buses[way.store]
+async def relays(app: str, buses: Mapping[str, Bus]) -> dict[str, Worker]:
+    """Workers, not yet running, by group: from each bus that keeps records to each other one."""
     workers = {}
-    for target, bus in buses.items():
-        if target != way.store:
-            group = f"{way.app}.relay-{way.store or 'default'}-{target or 'default'}"
-            asked = Subscription(app=way.app, pattern=way.address(target), group=group, ordered=True, concurrency=1)
-            work = Work(policy=Policy(group=group, ordered=True), concurrency=1)
-            handler = Handler(many=relaying(bus), limit=lambda: BATCH, batch=True)
-            workers[group] = await store.subscribe(asked, handler, work, None, "")
+    for name, store in buses.items():
+        way = Way(app, name)
+        for target, bus in buses.items() if isinstance(store.transport, Store) else ():
+            if target != name:
+                group, backoff = way.group(target), Backoff(give_up=(TidingsError,))
+                asked = Subscription(app=app, pattern=way.address(target), group=group, ordered=True, concurrency=1)
+                work = Work(policy=Policy(group=group, ordered=True, backoff=backoff), concurrency=1)
+                handler = Handler(many=relaying(bus), limit=lambda: BATCH, batch=True)
+                workers[group] = await store.subscribe(asked, handler, work, None, "")
     return workers
 
 
 def relaying(bus: Bus) -> Callable[[Sequence[Delivery]], Any]:
-    """A handler that publishes what it gets to ``bus``, as it is; for as long as that cannot, it comes again."""
+    """A handler that publishes what it gets to ``bus``, as it is, each key in its order; for as long as that cannot, it
+    comes again, with what follows of its key."""
 
     async def many(deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
-        later = Defer(AGAIN, "the bus did not take it")
+        messages = [replace(d.message, address=None, bus="") for d in deliveries]
+        whole, later = bus.transport.capabilities.publish_atomic, Defer(AGAIN, "the bus did not take it")
+        outcomes, held = list[Outcome]([later] * len(messages)), set[str | None]()
+
+        async def send(wave: Iterable[int]) -> bool:
+            """Publish these, but for the keys that wait; False: the bus takes nothing now."""
+            some = [index for index in wave if messages[index].key not in held]
+            failures = await bus.transport.publish([messages[index] for index in some]) if some else ()
+            errors = {some[f.index]: f.error for f in failures}
+            doubtful = {some[f.index] for f in failures if f.kind != "rejected" or isinstance(f.error, BusError)}
+            if whole and errors and not doubtful and len(some) > 1:  # one of them is wrong, and none was stored
+                return all([await send([index]) for index in some])
+            held.update({messages[index].key for index in doubtful} - {None})
+            for index in some:
+                if index not in doubtful:
+                    outcomes[index] = errors.get(index, ())
+            return not some or len(doubtful) < len(some)
+
         try:
-            failures = await bus.transport.publish([replace(d.message, address=None, bus="") for d in deliveries])
-        except BusError:
-            return [later] * len(deliveries)
-        outcomes: list[Outcome] = [()] * len(deliveries)
-        for failure in failures:
-            outcomes[failure.index] = failure.error if failure.kind == "rejected" else later
+            for wave in [range(len(messages))] if whole else waves(messages):
+                if not await send(wave):
+                    break
+        except (BusError, NotOpen):
+            pass  # what was not said to be taken comes again
         return outcomes
 
     return many
+
+
+def waves(messages: Sequence[Message[Any]]) -> list[list[int]]:
+    """Indices: the first message of each key and all without one, then the second of each key, and so on."""
+    found, counts = list[list[int]](), Counter[str]()
+    for index, message in enumerate(messages):
+        rank = counts[message.key] if message.key is not None else 0
+        if message.key is not None:
+            counts[message.key] += 1
+        if rank == len(found):
+            found.append([])
+        found[rank].append(index)
+    return found

@@ -1,22 +1,24 @@
 """Handlers that keep records: ``Table`` names and types them, ``State`` is what one run of a handler reads and writes.
 
 What a run wrote, what it returned and the settlement of its input are one transaction (``keeping.py``). A record that
-somebody else changed after it was read undoes all of it, and the handler runs again: so it reads what is there now.
+it read and wrote, and that somebody else changed in between, undoes all of it, and the handler runs again: so it reads
+what is there now.
 Outside of handlers there is ``transact``, and for what shall happen at a time ``due`` (``timers.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from msgspec import Struct
 
 from .kernel.codec import Decode, decoder, encode
-from .kernel.errors import InvalidName, PayloadRefused
+from .kernel.errors import InvalidName, InvalidOption, PayloadRefused, TooLarge
 from .kernel.message import BINARY, JSON, TEXT
 from .kernel.topics import check_topic
-from .kernel.transport import Delivery, Session
+from .kernel.transport import Delivery
 from .store import ABSENT, Record, Store, Write, new_version
 
 if TYPE_CHECKING:
@@ -58,15 +60,22 @@ class Table(Generic[T]):
 
 
 class Kept(Struct):
-    """A value as a run knows it: ``version`` None: it was written without being read; ``table`` None: not written."""
+    """A value as a run knows it: ``version`` None: it was written without being read; ``table`` None: not written.
+    ``staged``: what another run wrote and has not yet committed, from which it was read."""
 
     value: Any
     version: int | None
     table: Table[Any] | None = None
     due: float | None = None
+    staged: Write | None = None
 
 
 _GONE: Any = object()
+MAX_KEY, MAX_VALUE = 500, 16 * 1024 * 1024  # characters; bytes: what every store takes
+
+
+def _encodable(key: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in key)
 
 
 Ahead = dict[Place, Record | None]
@@ -82,7 +91,7 @@ class State:
     that are only read, another run may have written a newer one by the time this one is committed.
     """
 
-    __slots__ = ("_ahead", "_known", "_pending", "_store", "committed", "deliveries", "sessions", "stale", "writes")
+    __slots__ = ("_ahead", "_known", "_pending", "_store", "committed", "deliveries", "lost", "stale", "writes")
 
     def __init__(
         self, store: Store, pending: Pending, deliveries: Sequence[Delivery] = (), ahead: Ahead | None = None
@@ -91,8 +100,7 @@ class State:
         self._ahead: Ahead = {} if ahead is None else ahead
         self._known: dict[Place, Kept] = {}
         self.writes: Sequence[Write] = ()
-        self.sessions: set[Session] = set()
-        self.committed = self.stale = False
+        self.committed = self.lost = self.stale = False
 
     async def get(self, table: Table[T], key: str) -> T | None:
         """The record's value, or None."""
@@ -133,7 +141,7 @@ class State:
         """Values by key of records whose ``due`` is at or before ``until``, the earliest first, as ``scan``."""
         name, times = table.name, dict[str, float]()
         mine = {key: kept.due for (t, key), kept in self._known.items() if t == name and kept.table is not None}
-        staged = {key: w.due for t, key in tuple(self._pending) if t == name and (w := self._staged((t, key)))}
+        staged = {key: write.due for (t, key), (write, _) in self._pending.items() if t == name}
         changed = staged | mine
         for record in await self._store.due(name, until, limit + len(changed)):
             if record.key not in changed and record.due is not None:
@@ -162,15 +170,18 @@ class State:
         return undo
 
     def _write(self, table: Table[Any], key: str, value: Any, due: float | None) -> None:
-        if not isinstance(key, str) or "\0" in key:
-            raise InvalidName(f"a record's key cannot be {key!r}", mend="a str without NUL")
+        if not isinstance(key, str) or "\0" in key or not (key.isascii() or _encodable(key)) or len(key) > MAX_KEY:
+            mend = f"a str without NUL and lone surrogates, of at most {MAX_KEY} characters"
+            raise InvalidName(f"a record's key cannot be {key!r:.100}", mend=mend)
+        if due is not None and not (isinstance(due, int | float) and isfinite(due)):
+            raise InvalidOption(f"due cannot be {due!r}", mend="Unix seconds: moment.timestamp(), or any other number")
         before = self._known.get((table.name, key))
         self._known[table.name, key] = Kept(value, before.version if before else None, table, due)
 
     async def _read(self, table: Table[Any], keys: Sequence[str]) -> None:
         name = table.name
         found = {key: self._ahead.pop((name, key)) for key in keys if (name, key) in self._ahead}
-        asked = [key for key in keys if key not in found and self._staged((name, key)) is None]
+        asked = [key for key in keys if key not in found and (name, key) not in self._pending]
         if asked:
             found.update((record.key, record) for record in await self._store.records(name, asked))
         for key in keys:
@@ -181,19 +192,17 @@ class State:
         place = table.name, key
         if place in self._known:
             return
-        if staged := self._staged(place):
+        staged = self._pending[place][0] if place in self._pending else None
+        if staged is not None:
             body, version = staged.value, staged.leaves
         else:
             body, version = (record.value, record.version) if record else (None, ABSENT)
-        self._known[place] = Kept(_GONE if body is None else table.decode(body), version)
+        self._known[place] = Kept(_GONE if body is None else table.decode(body), version, staged=staged)
 
-    def _staged(self, place: Place) -> Write | None:
-        """What another run of this process wrote, which is on its way to the store; unless it lost its messages."""
-        write, run = self._pending.get(place, (None, self))
-        if write is None or all(session.alive for session in run.sessions):
-            return write
-        del self._pending[place]
-        return None
+    def unsettled(self, table: Table[Any], key: str) -> bool:
+        """Whether what was read of a record is not committed yet, and perhaps never will be."""
+        known = self._known.get((table.name, key))
+        return known is not None and known.staged is not None and (table.name, key) in self._pending
 
     def wrote(self, table: Table[Any], key: str) -> bool:
         """Whether this run wrote or removed a record."""
@@ -206,14 +215,18 @@ class State:
             return False
         staged, pending = dict[Place, Write](), self._pending
         for place, kept in self._known.items():
-            if kept.table is None:
-                continue
-            before = self._staged(place) if place in pending else None
-            if before is not None and kept.version not in (None, before.leaves):
-                return False
-            body = None if kept.value is _GONE else kept.table.encode(kept.value)
-            staged[place] = Write(*place, body, kept.version, kept.due, new_version())
-        self.writes, self.sessions = [*staged.values()], {delivery.session for delivery in self.deliveries}
+            before = pending[place][0] if place in pending else None
+            if kept.table is not None:
+                if before is not None and kept.version not in (None, before.leaves):
+                    return False
+                body = None if kept.value is _GONE else kept.table.encode(kept.value)
+                if body is not None and len(body) > MAX_VALUE:
+                    what = f"record {place[1]!r:.100} of {place[0]!r} would have {len(body):,} bytes"
+                    raise TooLarge(what, why=f"a record has at most {MAX_VALUE:,}")
+                staged[place] = Write(*place, body, kept.version, kept.due, new_version())
+            elif before is not None and kept.staged is not None:  # if that fails, so does what was made of it
+                staged[place] = Write(*place, before.value, kept.version, before.due, new_version())
+        self.writes = [*staged.values()]
         for place, write in staged.items():
             pending[place] = write, self
         return True

@@ -73,11 +73,14 @@ def conflict(write: Write) -> Conflict:
 
 
 def spread(unit: Unit, first: int, index: int, failure: Failure) -> list[Failure]:
-    """A unit of which one settlement (``index``; -1: something else) cannot happen: the others have not happened, and
-    are still held. ``first``: how many settlements the units before have."""
-    why = failure.error if index < 0 else BusError("another of its unit could not be settled", why=str(failure.error))
+    """The failures of a unit that did not happen, for one of its settlements (``index``; -1: something else): the
+    others are still held. ``first``: how many settlements the units before have."""
+    if index < 0:
+        kind: Any = "unknown" if isinstance(failure.error, Conflict) else failure.kind
+        return [Failure(first + i, kind, failure.error) for i in range(len(unit.settlements))]
+    why = BusError("another of its unit could not be settled", why=str(failure.error))
     others = [Failure(first + i, "unknown", why) for i in range(len(unit.settlements)) if i != index]
-    return others if index < 0 else [*others, Failure(first + index, failure.kind, failure.error)]
+    return [*others, Failure(first + index, failure.kind, failure.error)]
 
 
 class Versions:

@@ -35,14 +35,14 @@ BATCH = 500  # records at once
 LEASE, LEASES = 5.0, "_leases"  # seconds
 
 
-async def transact(app: App, fn: Callable[[State], Awaitable[Result]]) -> None:
+async def transact(app: App, fn: Callable[[State], Awaitable[Result]], *, bus: str = "") -> None:
     """Call ``fn`` and commit what it wrote, with the messages it returned; again while its records are changed by
     others. Messages to a bus that is not the store's own leave through a relay, which an app that consumes has.
 
     Raises ``Unsupported`` if no bus of the app keeps records, ``Conflict`` after 100 tries, what ``fn`` raises, and
     ``BusError`` when the store cannot.
     """
-    store, way = store_of(app)
+    store, way = store_of(app, bus)
     for _ in range(TRIES):
         state = State(store, {})
         sent = way.route(_sealed(app, await fn(state)))
@@ -60,7 +60,9 @@ def _sealed(app: App, result: Result) -> list[Message[Any]]:
     return [seal(draft, now=current_clock().now(), source=app.name) for draft in drafts]
 
 
-def due(app: Router, table: Table[Any], *, every: Duration = 0.1, group: str = "") -> Callable[[Fired], Fired]:
+def due(
+    app: Router, table: Table[Any], *, every: Duration = 0.1, group: str = "", bus: str = ""
+) -> Callable[[Fired], Fired]:
     """Call an async function ``(key, value, state)`` for each record whose ``due`` has passed, by the wall clock.
 
     What it writes and returns is committed at once; a record it leaves as it is is removed. If it raises, its record is
@@ -73,7 +75,7 @@ def due(app: Router, table: Table[Any], *, every: Duration = 0.1, group: str = "
     def decorate(fn: Fired) -> Fired:
         if not inspect.iscoroutinefunction(fn):
             raise InvalidHandler(f"{name_of(fn)}() cannot be called for what is due", mend="write it with async def")
-        timer = Timer(table, fn)
+        timer = Timer(table, fn, bus)
 
         async def look(app: App) -> None:
             await timer.look(app)
@@ -90,13 +92,13 @@ def due(app: Router, table: Table[Any], *, every: Duration = 0.1, group: str = "
 class Timer:
     """Looks for what is due in one table, in one process."""
 
-    def __init__(self, table: Table[Any], fn: Callable[..., Awaitable[Result]]) -> None:
-        self.table, self.fn, self.me = table, fn, new_id().encode()
+    def __init__(self, table: Table[Any], fn: Callable[..., Awaitable[Result]], bus: str) -> None:
+        self.table, self.fn, self.bus, self.me = table, fn, bus, new_id().encode()
         self.failures: dict[str, int] = {}
 
     async def look(self, app: App) -> None:
         """Call it for all that is due now, if it is this process's turn."""
-        store, way = store_of(app)
+        store, way = store_of(app, self.bus)
         now = current_clock().now()
         more = await self._mine(store, f"{app.name}.{self.table.name}.{self.fn.__name__}", now)
         while more:

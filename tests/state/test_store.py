@@ -146,7 +146,8 @@ async def test_scan_goes_by_key_in_the_order_of_its_bytes(kind: str, tmp_path: P
     keys = ["a/1", "a/10", "a/2", "a/Z", "a/a", "a/\u00e4", "a/\uffee", "a/\U0001f600", "a", "b/1", "A/1"]
     async with opened(url_of(kind, tmp_path)) as bus:
         await commit(bus, *(put(key, b"") for key in keys))
-        await commit(bus, put("a/3", b"", table="u"))
+        await commit(bus, put("a/3", b"", table="u"), put("", b"", table="v"), put("x", b"", table="v"))
+        assert [record.key for record in await bus.scan("v")] == ["", "x"]
         mine = sorted((key for key in keys if key.startswith("a/")), key=str.encode)
         assert [record.key for record in await bus.scan("t", "a/")] == mine
         assert [record.key for record in await bus.scan("t", "a/", mine[2], 3)] == mine[3:6]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tidings.keeping import Keeper
-from tidings.kernel.errors import Duration, InvalidOption, Skip
+from tidings.kernel.errors import Defer, Duration, InvalidOption, Skip
 from tidings.kernel.handler import Many, One, Outcome, Outgoing
 from tidings.kernel.message import Message, seconds
 from tidings.kernel.transport import Delivery
@@ -18,7 +18,8 @@ from tidings.state import Table
 
 __all__ = ["Dedup"]
 
-SEEN = Table("_seen", bytes, expires=True)
+SEEN = Table("_seen", float, expires=True)  # until when
+UNSURE = 0.05  # seconds
 
 
 class Dedup:
@@ -45,6 +46,10 @@ class Dedup:
 class _Seen:
     def __init__(self, dedup: Dedup, keeper: Keeper) -> None:
         self.dedup, self.keeper = dedup, keeper
+        if keeper.foresee is not None:
+            what, mend = f"{keeper.group} has two Dedup()", "one for the app, or one for the handler"
+            raise InvalidOption(what, why="each would take the other's note for a repetition", mend=mend)
+        keeper.expiring.add(SEEN.name)
         keeper.foresee = lambda deliveries: [(SEEN.name, self._name(delivery)) for delivery in deliveries]
 
     def _name(self, delivery: Delivery) -> str:
@@ -54,10 +59,12 @@ class _Seen:
         keeper, window = self.keeper, self.dedup.window
 
         async def once(delivery: Delivery) -> Outgoing:
-            state, name = keeper.state_of(delivery), self._name(delivery)
-            if await state.get(SEEN, name) is not None:
+            state, name, now = keeper.state_of(delivery), self._name(delivery), keeper.clock.now()
+            if (await state.get(SEEN, name) or 0.0) > now:
+                if state.unsettled(SEEN, name):
+                    raise Defer(UNSURE, "one like it is being handled, and may fail")
                 raise Skip("it was handled before")
-            state.put(SEEN, name, b"", due=keeper.clock.now() + window)
+            state.put(SEEN, name, now + window, due=now + window)
             return await one(delivery)
 
         return once
@@ -66,20 +73,23 @@ class _Seen:
         """The same for a batch: only what is new in it, each once, reaches the handler."""
 
         async def once(deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
-            state, until = self.keeper.state_of(deliveries[0]), self.keeper.clock.now() + self.dedup.window
-            names = [self._name(delivery) for delivery in deliveries]
-            seen = set(await state.get_many(SEEN, names))
+            state, now = self.keeper.state_of(deliveries[0]), self.keeper.clock.now()
+            names, until = [self._name(delivery) for delivery in deliveries], now + self.dedup.window
+            seen = {name for name, end in (await state.get_many(SEEN, names)).items() if end > now}
+            unsure = Defer(UNSURE, "one like it is being handled, and may fail")
+            outcomes: list[Outcome] = [
+                unsure if state.unsettled(SEEN, name) else Skip("it was handled before") for name in names
+            ]
             fresh = []
             for index, name in enumerate(names):
                 if name not in seen:
                     seen.add(name)
                     fresh.append(index)
-            outcomes: list[Outcome] = [Skip("it was handled before") for _ in deliveries]
             handled = await many([deliveries[index] for index in fresh]) if fresh else ()
             for index, outcome in zip(fresh, handled, strict=True):
                 outcomes[index] = outcome
                 if not isinstance(outcome, BaseException):
-                    state.put(SEEN, names[index], b"", due=until)
+                    state.put(SEEN, names[index], until, due=until)
             return outcomes
 
         return once

@@ -153,4 +153,4 @@ def install(app: Router, source: Topic[Any], found: Aggregation, passed: dict[st
     app.on(source, batch=BATCH, concurrency=1, group=found.group, **passed)(made)
     if found.rules.timeout or found.rules.idle or found.remembers:
         look = describe(fired, "aggregator", publishes=(found.to,))
-        due(app, found.table, every=found.rules.every, group=f"{found.group}-due")(look)
+        due(app, found.table, every=found.rules.every, bus=source.bus, group=f"{found.group}-due")(look)

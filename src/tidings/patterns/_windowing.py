@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
+from math import lcm
 from typing import Any
 
 import msgspec
@@ -34,7 +36,10 @@ class Session(Struct, frozen=True):
 
 
 class Since(Struct, frozen=True):
-    """From the first message of a key on, for ``size``; then from its next: a deadline for what has begun."""
+    """From the first message of a key on, for ``size``; then from its next: a deadline for what has begun.
+
+    The first is the first to come. What is from before it joins it, if it is within the lateness, and is late if not.
+    """
 
     size: Duration
 
@@ -96,17 +101,32 @@ def places(kind: Tumbling | Sliding) -> Find:
     offset = seconds(kind.offset, "offset") if isinstance(kind, Tumbling) else 0.0
     if every > size:
         raise InvalidOption(f"{kind!r} has gaps between its windows", mend="every= at most size=")
+    parts = [_fraction(each) for each in (size, every, offset)]
+    unit = lcm(*(part.denominator for part in parts))
+    span, step, first = (int(part * unit) for part in parts)
+
+    def border(n: int, after: int = 0) -> float:
+        # From whole numbers: 0.1 is not exact in binary, and a sum of many would be off by more than a window's due.
+        return (first + n * step + after) / unit
 
     def find(held: Held, at: float, watermark: float) -> list[Open]:
+        above, below = at.as_integer_ratio()
+        n = (above * unit - first * below) // (step * below)
+        while border(n + 1) <= at:  # as rounded
+            n += 1
         found: list[Open] = []
-        start = at - (at - offset) % every
-        while start + size > at:
-            if start + size > watermark:
-                found.append(_known(held, start, start + size))
-            start -= every
+        while (end := border(n, span)) > at:
+            if end > watermark:
+                found.append(_known(held, border(n), end))
+            n -= 1
         return found
 
     return find
+
+
+def _fraction(value: float) -> Fraction:
+    """What was meant by a duration: 1/10 for 0.1."""
+    return Fraction(value).limit_denominator(10**9)
 
 
 def _known(held: Held, start: float, end: float) -> Open:
@@ -122,9 +142,9 @@ def beginning(kind: Since) -> Find:
     size = _positive(kind.size, "size")
 
     def find(held: Held, at: float, watermark: float) -> list[Open]:
-        for window in held.open:
+        for window in held.open:  # in order of time, and apart from each other
             if at < window.end:
-                return [window]
+                return [window] if at >= min(window.start, watermark) else []
         if at + size <= watermark:
             return []
         held.open.append(window := Open(at, at + size))
@@ -158,6 +178,6 @@ def joining(kind: Session, merge: Callable[[Any, Any], Any], decode: Callable[[b
 
 def _positive(duration: Duration, name: str) -> float:
     value = seconds(duration, name)
-    if not value:
-        raise InvalidOption(f"{name} cannot be 0", mend='a duration: "5m"')
+    if value < 1e-6:
+        raise InvalidOption(f"{name} cannot be {duration!r}", mend='a duration of at least 1 µs: "5m"')
     return value

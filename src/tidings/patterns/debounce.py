@@ -85,4 +85,5 @@ def debounce(
     on: Any = app.on
     handler = describe(named(debounced, "debounce", source), "debounce", publishes=(to,))
     on(source, batch=BATCH, **{"concurrency": 1, **options})(handler)
-    due(app, table, every=every)(describe(named(passed_on, "debounce", source), "debounce", publishes=(to,)))
+    look = describe(named(passed_on, "debounce", source), "debounce", publishes=(to,))
+    due(app, table, every=every, bus=source.bus)(look)

@@ -92,4 +92,4 @@ def resequencer(
     found = Resequencing(to=to, group=group, by=by, number=number, **given, **tables)
     collect.__annotations__["messages"] = list[Message[source.type]]  # type: ignore[name-defined]
     app.on(source, batch=BATCH, concurrency=1, group=group, **passed)(describe(collect, "resequencer", publishes=(to,)))
-    due(app, tables["streams"], every=min(1.0, max(0.05, found.gap / 10)), group=f"{group}-due")(fired)
+    due(app, tables["streams"], every=min(1.0, max(0.05, found.gap / 10)), bus=source.bus, group=f"{group}-due")(fired)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import wraps
 from inspect import Parameter, Signature
+from math import inf, nextafter
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 from msgspec import Struct
@@ -50,7 +51,11 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 BATCH, AT_ONCE = 1024, 1000  # messages in a transaction; keys whose windows are looked at together
-NEVER, ALL = float("-inf"), float("inf")
+NEVER, ALL = -inf, inf
+REMEMBERED = 10  # times ``idle``: how long a key's watermark outlives its last window
+EVER = 5e10  # seconds before and after 1970, the years 385 to 3554: what else a time says was not meant
+
+Over = tuple[float, str, Open, Held]
 
 
 def windowed(
@@ -74,7 +79,8 @@ def windowed(
     (default: when the message was published). ``lateness``: how far behind the latest a message may be (0). ``late``:
     what is later still is a ``"drop"`` or a ``"dead"`` letter. ``watermark``: of the whole ``"group"``, or of each
     ``"key"`` its own: where keys go at different paces, or several processes share the work. ``idle``: what is open
-    ends when by the wall clock nothing came for so long (never).
+    ends when by the wall clock nothing came for so long (never). How far a key of its own watermark has come is kept
+    in a record; it is forgotten after ten times ``idle`` without a message, and without ``idle`` never.
 
     The function gets the total and its ``Window``; the result has its key, and headers ``window-start`` and
     ``window-end`` (ISO 8601). Windows are published by their end, each once, under ids that are always the same.
@@ -161,7 +167,7 @@ def _returned(fold: Callable[..., Any]) -> Any:
 def _unix(at: Any, time: Callable[..., Any]) -> float:
     if isinstance(at, datetime) and at.tzinfo is not None:
         return at.timestamp()
-    if isinstance(at, int | float):
+    if isinstance(at, int | float) and abs(at) < EVER:
         return float(at)
     what, mend = f"time= returned {at!r:.100}", "return Unix seconds, or a datetime with a time zone"
     raise WrongReturn(what, mend=mend, where=where(time))
@@ -193,41 +199,53 @@ class Windows:
                 sent.append(letter(message, self.group, "late"))
             mine.high = max(mine.high, at)
             high = max(high, at)
-        for name in names if rules.per_key else ("",):
-            if rules.idle or not rules.per_key:
-                state.put(self.marks, name, high, due=now + rules.idle if rules.idle else None)
-        return [*sent, *await self._close(state, held, high - rules.lateness)]
+        over = self._over(state, held, high - rules.lateness)
+        if rules.per_key:
+            for key, mine in held.items() if rules.idle else ():
+                wait = rules.idle * (1 if mine.open else REMEMBERED)
+                state.put(self.marks, key, mine.high, due=now + wait)
+        else:
+            over += await self._others(state, high - rules.lateness)
+            state.put(self.marks, "", high, due=now + rules.idle if rules.idle else None)
+        return [*sent, *await self._results(over)]
 
     async def fired(self, key: str, high: float, state: State) -> list[Message[Any]]:
         """Nothing came for a while: what is open is over, and stays so."""
-        if self.rules.per_key:
-            record = await state.get(self.table, key)
-            held = {key: Held(record)} if record else {}
+        if not self.rules.per_key:
+            over = await self._others(state, ALL)
+            state.put(self.marks, key, max([high, *(self._passing(end) for end, *_ in over)]))
+            return await self._results(over)
+        mine = Held(await state.get(self.table, key))
+        if not mine.open:  # for the second time
+            state.delete(self.table, key)
             state.delete(self.marks, key)
-        else:
-            held = {k: Held(record) for k, record in (await state.due(self.table, ALL, AT_ONCE)).items()}
-            ends = [window.end for mine in held.values() for window in mine.open]
-            high = max([high, *(end + self.rules.lateness for end in ends)])
-            state.put(self.marks, key, high, due=0.0 if len(held) == AT_ONCE else None)
-        for mine in held.values():
-            mine.high = max([mine.high, *(window.end + self.rules.lateness for window in mine.open)])
-        return await self._end(state, held, ALL)
+            return []
+        mine.high = max([mine.high, *(self._passing(window.end) for window in mine.open)])
+        state.put(self.marks, key, mine.high, due=current_clock().now() + REMEMBERED * self.rules.idle)
+        return await self._results(self._over(state, {key: mine}, ALL))
 
-    async def _close(self, state: State, held: dict[str, Held], watermark: float) -> list[Message[Any]]:
-        """Keep what is in hand and close what is over, of all keys if they have one watermark."""
-        sent = await self._end(state, held, watermark)
-        while not self.rules.per_key:
-            others = await state.due(self.table, watermark, AT_ONCE)
-            sent += await self._end(state, {key: Held(record) for key, record in others.items()}, watermark)
-            if len(others) < AT_ONCE:
-                break
-        return sent
+    def _passing(self, end: float) -> float:
+        """The time with which a window is over: the watermark it gives is not before its end, as rounded."""
+        high = end + self.rules.lateness
+        while high - self.rules.lateness < end:
+            high = nextafter(high, inf)
+        return high
 
-    async def _end(self, state: State, held: dict[str, Held], watermark: float) -> list[Message[Any]]:
-        """What the windows become that end by the watermark; the others are kept."""
-        over = list[tuple[float, str, Open, Held]]()
+    async def _others(self, state: State, watermark: float) -> list[Over]:
+        """What is over of the keys that are not in hand: they have one watermark."""
+        over, limit = list[Over](), AT_ONCE
+        while True:
+            records = await state.due(self.table, watermark, limit)
+            over += self._over(state, {key: Held(record) for key, record in records.items()}, watermark)
+            if len(records) < limit:
+                return over
+            limit *= 2  # what was looked at is read again each time
+
+    def _over(self, state: State, held: dict[str, Held], watermark: float) -> list[Over]:
+        """Take out the windows that end by the watermark, and keep the others."""
+        over = list[Over]()
         for key, mine in held.items():
-            until = min(watermark, mine.high - self.rules.lateness) if self.rules.per_key else watermark
+            until = mine.high - self.rules.lateness if self.rules.per_key else watermark
             ended = [window for window in mine.open if window.end <= until]
             over += [(window.end, key, window, mine) for window in ended]
             if ended:
@@ -236,6 +254,10 @@ class Windows:
                 state.put(self.table, key, mine.record(), due=mine.due)
             else:
                 state.delete(self.table, key)
+        return over
+
+    async def _results(self, over: list[Over]) -> list[Message[Any]]:
+        """What they become, by their end."""
         over.sort(key=lambda each: each[:2])
         return [message for _, key, window, mine in over for message in await self._become(key, window, mine)]
 
@@ -271,4 +293,5 @@ def install(app: Router, source: Topic[Any], found: Windows, passed: dict[str, A
         describe(each, "windows", publishes=(found.to,))
     app.on(source, batch=BATCH, concurrency=1, group=found.group, **passed)(made)
     if found.rules.idle:
-        due(app, found.marks, every=min(1.0, max(0.05, found.rules.idle / 10)), group=f"{found.group}-due")(fired)
+        every, group = min(1.0, max(0.05, found.rules.idle / 10)), f"{found.group}-due"
+        due(app, found.marks, every=every, group=group, bus=source.bus)(fired)

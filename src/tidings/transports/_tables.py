@@ -53,7 +53,7 @@ class Keeping:
 
     async def scan(self, table: str, prefix: str = "", after: str = "", limit: int = 1000) -> Sequence[Record]:
         found = self.store.tables[table]
-        keys = sorted(key for key in found if key.startswith(prefix) and key > after)
+        keys = sorted(key for key in found if key.startswith(prefix) and (key > after or not after))
         return [found[key] for key in keys[:limit]]
 
     async def due(self, table: str, until: float, limit: int = 1000) -> Sequence[Record]:

@@ -93,7 +93,7 @@ RETURNS TABLE(key text, value bytea, version bigint, due float8) LANGUAGE plpgsq
 SET plan_cache_mode = force_custom_plan SET enable_seqscan = off SET enable_bitmapscan = off SET jit = off AS $$
 BEGIN
     RETURN QUERY SELECT r.key, r.value, r.version, r.due FROM records r
-        WHERE r.tbl = _tbl AND r.key >= _from AND r.key > _after AND (_below IS NULL OR r.key < _below)
+        WHERE r.tbl = _tbl AND r.key >= _from AND (r.key > _after OR _after = '') AND (_below IS NULL OR r.key < _below)
         ORDER BY r.key LIMIT _limit;
 END $$;
 

@@ -166,8 +166,9 @@ class Keeping:
     async def scan(  # type: ignore[misc]
         self: SQLiteTransport, table: str, prefix: str = "", after: str = "", limit: int = 1000
     ) -> Sequence[Record]:
-        bounds = (table, prefix, prefix + chr(0x10FFFF), after, limit)
-        return self._select(f"{_COLUMNS} AND key >= ? AND key < ? AND key > ? ORDER BY key LIMIT ?", bounds)
+        bounds = (table, prefix, prefix + chr(0x10FFFF), after, after, limit)
+        where = "key >= ? AND key < ? AND (key > ? OR ? = '')"
+        return self._select(f"{_COLUMNS} AND {where} ORDER BY key LIMIT ?", bounds)
 
     async def due(self: SQLiteTransport, table: str, until: float, limit: int = 1000) -> Sequence[Record]:  # type: ignore[misc]
         return self._select(f"{_COLUMNS} AND due <= ? ORDER BY due, key LIMIT ?", (table, until, limit))
