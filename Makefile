@@ -3,7 +3,7 @@ BIN := .venv/bin
 SPREAD := -n 3 --dist worksteal # much of a test is waiting: three at a time keep two processors busy
 RUN := $(BIN)/python -m
 
-.PHONY: help demo check test servers faults soak bench bench-setup docs docs-tables wheel clean
+.PHONY: help demo check test servers faults kills soak bench bench-setup docs docs-tables wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -27,6 +27,9 @@ servers: .venv/.ready ## the brokers and databases of the tests, until Ctrl-C; A
 
 faults: .venv/.ready ## every fault in full: 200 rounds of kill -9, full disks, torn files, ...; docs/reliability.md
 	@$(RUN) tests.faults --report docs/reliability.md
+
+kills: .venv/.ready ## patterns and handlers with records, killed a hundred times each; ROUNDS=20
+	@TIDINGS_ROUNDS=$(or $(ROUNDS),100) $(RUN) pytest -q -k kill tests/state tests/patterns
 
 soak: .venv/.ready ## a mixed load with random faults, FOR=10m; a plot and a verdict
 	@$(RUN) tests.faults.soak --for $(or $(FOR),10m)

@@ -87,6 +87,8 @@ class Keeper:
                 try:
                     outcomes = await (many(deliveries) if not again else self._once(many, deliveries, again))
                     good = [d for d, o in zip(deliveries, outcomes, strict=True) if not isinstance(o, BaseException)]
+                    if not good:
+                        return outcomes  # and what was written goes with it
                     if state.stage():
                         state.deliveries = good
                         self.handled.update((id(delivery), state) for delivery in good)

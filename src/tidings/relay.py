@@ -8,8 +8,9 @@ while the bus is away, or full, all of it waits.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
@@ -96,29 +97,22 @@ def relaying(bus: Bus) -> Callable[[Sequence[Delivery]], Any]:
 
     async def many(deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
         messages = [replace(d.message, address=None, bus="") for d in deliveries]
-        whole, later = bus.transport.capabilities.publish_atomic, Defer(AGAIN, "the bus did not take it")
-        outcomes, held = list[Outcome]([later] * len(messages)), set[str | None]()
-
-        async def send(wave: Iterable[int]) -> bool:
-            """Publish these, but for the keys that wait; False: the bus takes nothing now."""
-            some = [index for index in wave if messages[index].key not in held]
-            failures = await bus.transport.publish([messages[index] for index in some]) if some else ()
-            errors = {some[f.index]: f.error for f in failures}
-            doubtful = {some[f.index] for f in failures if f.kind != "rejected" or isinstance(f.error, BusError)}
-            if whole and errors and not doubtful and len(some) > 1:  # one of them is wrong, and none was stored
-                return all([await send([index]) for index in some])
-            held.update({messages[index].key for index in doubtful} - {None})
-            for index in some:
-                if index not in doubtful:
-                    outcomes[index] = errors.get(index, ())
-            return not some or len(doubtful) < len(some)
-
-        try:
-            for wave in [range(len(messages))] if whole else waves(messages):
-                if not await send(wave):
-                    break
-        except (BusError, NotOpen):
-            pass  # what was not said to be taken comes again
+        outcomes: list[Outcome] = [Defer(AGAIN, "the bus did not take it")] * len(messages)
+        whole, held = bus.transport.capabilities.publish_atomic, set[str | None]()
+        todo = deque([[*range(len(messages))]] if whole else waves(messages))
+        with suppress(BusError, NotOpen):  # what was not said to be taken comes again
+            while todo and (some := [index for index in todo.popleft() if messages[index].key not in held]):
+                failures = await bus.transport.publish([messages[index] for index in some])
+                doubtful = {some[f.index] for f in failures if f.kind != "rejected" or isinstance(f.error, BusError)}
+                if whole and failures and not doubtful and len(some) > 1:  # one of them is wrong, and none was stored
+                    todo.extend([index] for index in some)
+                    continue
+                held |= {messages[index].key for index in doubtful} - {None}
+                taken = dict.fromkeys(some, ()) | {some[f.index]: f.error for f in failures}
+                for index in taken.keys() - doubtful:
+                    outcomes[index] = taken[index]
+                if len(doubtful) == len(some):
+                    break  # it takes nothing now
         return outcomes
 
     return many
@@ -126,12 +120,8 @@ def relaying(bus: Bus) -> Callable[[Sequence[Delivery]], Any]:
 
 def waves(messages: Sequence[Message[Any]]) -> list[list[int]]:
     """Indices: the first message of each key and all without one, then the second of each key, and so on."""
-    found, counts = list[list[int]](), Counter[str]()
+    found, counts = defaultdict[int, list[int]](list), Counter[str | None]()
     for index, message in enumerate(messages):
-        rank = counts[message.key] if message.key is not None else 0
-        if message.key is not None:
-            counts[message.key] += 1
-        if rank == len(found):
-            found.append([])
-        found[rank].append(index)
-    return found
+        found[counts[message.key]].append(index)
+        counts[message.key] += message.key is not None
+    return [*found.values()]

@@ -69,4 +69,5 @@ def test_what_is_not_there_is_said(shell: Shell, kept: None) -> None:
     missing = shell("records", "show", "shop.stok", *URL, code=2).err
     assert "no table 'shop.stok'" in missing
     assert "shop.stock" in missing
+    shell("publish", "orders.placed", "{}", "--url", "sqlite:///other.db")
     assert "no records" in shell("records", "--url", "sqlite:///other.db").err

@@ -64,8 +64,9 @@ def test_app_layer_is_small() -> None:
     # with declaring, injecting and assembling, which stand in files of their own; and with control.py and what it takes
     # of app.py and executors.py (190): an order is obeyed, answered, found by who starts later, and not forgotten;
     # and with connect.py (225): a client without an event loop that outlives forks, threads, Ctrl-C and the interpreter
-    # and with store.py, state.py, keeping.py, relay.py, timers.py and their hooks (650): handlers that keep records; together.py (70)
-    assert sum(sizes.values()) <= 1_610 + 190 + 225 + 650 + 70, sizes
+    # and with store.py, state.py, keeping.py, relay.py, timers.py and their hooks (700): handlers that keep records;
+    # and with together.py (70): a batch's outputs are out before it is settled
+    assert sum(sizes.values()) <= 1_610 + 190 + 225 + 700 + 70, sizes
 
 
 @pytest.mark.parametrize("path", sorted(TRANSPORTS.glob("*.py")), ids=lambda path: path.name)

@@ -32,7 +32,7 @@ from tidings.kernel.message import new_id
 from tidings.testing.faults import Processes
 
 KINDS = ("sqlite", "postgres")
-ROUNDS = int(os.environ.get("PATTERN_ROUNDS", "20"))
+ROUNDS = int(os.environ.get("TIDINGS_ROUNDS", "6"))  # `make kills` asks for 100
 POINTS = ("settle.struck", "commit.before", "commit.after")  # both kinds have these
 PATIENCE = 300.0  # seconds until the last process is done: what a dead one had in hand is handled one by one
 

@@ -19,6 +19,7 @@ import msgspec
 import pytest
 from msgspec import Struct
 from tests.patterns import claim_worker
+from tests.patterns.killing import ROUNDS
 from tests.servers import server
 from tests.transports.consuming import until
 
@@ -388,9 +389,6 @@ def test_it_goes_with_routers() -> None:
 
     assert router.registrations[0].middleware == (claims,)
     assert not Path("never-made").exists()
-
-
-ROUNDS = int(os.environ.get("TIDINGS_ROUNDS", "20"))
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from tests.patterns.files_worker import found
+from tests.patterns.killing import ROUNDS
 from tests.transports.consuming import until
 
 from tidings import App, Message, Topic
@@ -215,5 +216,5 @@ async def test_killed_it_tells_every_file_under_one_id(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-async def test_killed_a_hundred_times(tmp_path: Path) -> None:
-    await through_kills(tmp_path, rounds=100, seed=2)
+async def test_killed_many_times(tmp_path: Path) -> None:
+    await through_kills(tmp_path, rounds=ROUNDS, seed=2)

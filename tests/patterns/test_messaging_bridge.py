@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from msgspec.structs import replace
+from tests.patterns.killing import ROUNDS
 from tests.servers import fresh, server
 from tests.transports.consuming import until
 
@@ -335,8 +336,8 @@ async def test_killed_it_loses_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-async def test_killed_a_hundred_times_it_loses_nothing(tmp_path: Path) -> None:
-    await carried_through_kills(*two_files(tmp_path), rounds=100, seed=2)
+async def test_killed_many_times_it_loses_nothing(tmp_path: Path) -> None:
+    await carried_through_kills(*two_files(tmp_path), rounds=ROUNDS, seed=2)
 
 
 @pytest.mark.slow
@@ -345,7 +346,12 @@ async def test_killed_on_its_way_to_a_broker_it_loses_nothing(tmp_path: Path) ->
     url = server("nats").url
     other = f"{url}{'&' if '?' in url else '?'}namespace={new_id()}"
     await carried_through_kills(
-        two_files(tmp_path)[0], other, rounds=20, seed=3, points=(*POINTS, "publish.before", "publish.after"), last=8
+        two_files(tmp_path)[0],
+        other,
+        rounds=ROUNDS,
+        seed=3,
+        points=(*POINTS, "publish.before", "publish.after"),
+        last=8,
     )
 
 
@@ -354,4 +360,4 @@ async def test_killed_on_its_way_to_a_broker_it_loses_nothing(tmp_path: Path) ->
 async def test_killed_on_its_way_from_a_database_it_loses_nothing(tmp_path: Path) -> None:
     url = server("postgres").url
     source = f"{url}{'&' if '?' in url else '?'}namespace=b{new_id().replace('-', '')}"
-    await carried_through_kills(source, two_files(tmp_path)[1], rounds=20, seed=4, last=8)
+    await carried_through_kills(source, two_files(tmp_path)[1], rounds=ROUNDS, seed=4, last=8)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import sqlite3
 from collections import Counter
@@ -15,6 +14,7 @@ from typing import Any
 import msgspec
 import psycopg
 import pytest
+from tests.patterns.killing import ROUNDS
 from tests.patterns.outbox_worker import KEYS, TABLES
 from tests.patterns.outboxes import in_postgres, in_sqlite
 from tests.servers import fresh
@@ -22,8 +22,6 @@ from tests.servers import fresh
 from tidings import App, Message
 from tidings.outbox import Outbox
 from tidings.testing.faults.process import Process, Processes
-
-ROUNDS = int(os.environ.get("TIDINGS_ROUNDS", "20"))  # kills of a writer, and as many of a relay
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120 + 20 * ROUNDS)]
 

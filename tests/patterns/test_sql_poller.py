@@ -12,6 +12,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from tests.patterns.killing import ROUNDS
 from tests.patterns.sql_worker import QUERY, Order, placed
 from tests.servers import server
 from tests.transports.consuming import until
@@ -200,5 +201,5 @@ async def test_killed_it_publishes_each_row_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-async def test_killed_a_hundred_times(tmp_path: Path) -> None:
-    await through_kills(tmp_path, rounds=100, seed=2)
+async def test_killed_many_times(tmp_path: Path) -> None:
+    await through_kills(tmp_path, rounds=ROUNDS, seed=2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,10 +14,15 @@ from tests.state.test_handlers import kept, receiving
 from tests.transports.consuming import until
 
 from tidings import App, Message, State, Table, Topic, due, transact
-from tidings.kernel.errors import InvalidHandler, InvalidOption
+from tidings.kernel.errors import InvalidHandler, InvalidName, InvalidOption
+from tidings.patterns import ProcessManager, aggregator, debounce, resequencer
+from tidings.patterns.message_store import MessageStore
+from tidings.patterns.process_manager import Process
 from tidings.store import Unit, Write, new_version
+from tidings.timers import BATCH, Timer
 
 fires: Topic[str] = Topic("fires", str)
+elsewhere: Topic[str] = Topic("elsewhere", str, bus="second")
 jobs = Table("jobs", str)
 
 
@@ -131,6 +137,166 @@ async def test_what_another_changed_meanwhile_is_left_to_it(tmp_path: Path) -> N
         assert [message.data for message in arrived] == ["changed"]
 
 
+@pytest.mark.parametrize("kind", STORES)
+async def test_one_look_is_for_all_that_is_due_however_much(kind: str, tmp_path: Path) -> None:
+    app, calls = App("shop", url_of(kind, tmp_path)), Counter[str]()
+
+    async def fire(key: str, job: str, state: State) -> None:
+        calls[key] += 1
+
+    async def write(state: State) -> None:
+        for n in range(2 * BATCH + 1):
+            state.put(jobs, f"k{n}", "x", due=time.time())
+
+    async with app.connect():
+        await transact(app, write)
+        await Timer(jobs, fire, "", 60.0).look(app)
+        assert await kept(app, jobs) == {}
+    assert calls == Counter(f"k{n}" for n in range(2 * BATCH + 1))
+
+
+@pytest.mark.parametrize("kind", STORES)
+async def test_what_the_bus_refuses_is_put_off_said_and_in_nobodys_way(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, calls = App("shop", url_of(kind, tmp_path)), Counter[str]()
+
+    async def fire(key: str, job: str, state: State) -> Message[Any] | None:
+        calls[key] += 1
+        nobody: Message[Any] = Message("nobody", data=1, type="nobody", reply_to="_reply.none")
+        return None if key == "good" else nobody
+
+    async def write(state: State) -> None:
+        for n in range(BATCH):
+            state.put(jobs, f"bad{n}", "x", due=1.0)
+        state.put(jobs, "good", "x", due=2.0)
+
+    async with app.connect():
+        await transact(app, write)
+        timer, began = Timer(jobs, fire, "", 60.0), time.time()
+        await timer.look(app)
+        await timer.look(app)
+        assert calls["good"] == 1
+        store: Any = app.bus()
+        records = await store.scan("jobs", limit=2 * BATCH)
+        assert len(records) == BATCH
+        assert min(record.due for record in records) > began
+    said = [record.getMessage() for record in caplog.records if "is tried again in" in record.getMessage()]
+    assert len(said) == calls.total() - 1
+
+
+@pytest.mark.parametrize("kind", STORES)
+async def test_a_call_that_hangs_holds_back_nothing_that_was_called(kind: str, tmp_path: Path) -> None:
+    app, hanging = App("shop", url_of(kind, tmp_path)), asyncio.Event()
+
+    @due(app, jobs, every="20ms")
+    async def fire(key: str, job: str, state: State) -> Message[str]:
+        if key == "hangs":
+            hanging.set()
+            await asyncio.Event().wait()
+        return fires(key)
+
+    async with receiving(app, fires) as arrived:
+        await transact(app, writing(quick=1.0, hangs=2.0))
+        await until(lambda: arrived)
+        assert hanging.is_set()
+        assert list(await kept(app, jobs)) == ["hangs"]
+
+
+async def test_a_call_that_takes_too_long_is_ended_and_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    app, calls = App("shop", url_of("sqlite", tmp_path)), Counter[str]()
+
+    @due(app, jobs, every="20ms", timeout="50ms")
+    async def fire(key: str, job: str, state: State) -> Message[str]:
+        calls[key] += 1
+        if key == "hangs" and calls[key] == 1:
+            await asyncio.Event().wait()
+        return fires(key)
+
+    async with receiving(app, fires) as arrived:
+        await transact(app, writing(hangs=1.0, after=2.0))
+        await until(lambda: [message.data for message in arrived] == ["after", "hangs"])
+    assert sum("is tried again in" in record.getMessage() for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("kind", STORES)
+async def test_a_lease_that_no_clock_of_now_gave_is_not_believed(kind: str, tmp_path: Path) -> None:
+    """Its holder died, and its clock was an hour ahead; or this one was set back."""
+    app, calls = App("shop", url_of(kind, tmp_path)), list[str]()
+
+    async def fire(key: str, job: str, state: State) -> None:
+        calls.append(key)
+
+    async def lease(seconds: float) -> None:
+        write = Write("_leases", "shop.jobs.fire", b"another", None, time.time() + seconds, new_version())
+        assert not await store.commit([Unit([write])])
+
+    async with app.connect():
+        store: Any = app.bus()
+        await transact(app, writing(a=1.0))
+        await lease(4.5)
+        await Timer(jobs, fire, "", 60.0).look(app)
+        assert calls == []
+        await lease(3600.0)
+        await Timer(jobs, fire, "", 60.0).look(app)
+        assert calls == ["a"]
+
+
+# -- an app of several buses that keep records
+
+
+def two(folder: Path) -> App:
+    return App("shop", url_of("sqlite", folder), second=url_of("memory", folder))
+
+
+async def test_it_looks_where_it_is_told_and_its_messages_leave_for_any_bus(tmp_path: Path) -> None:
+    app = two(tmp_path)
+
+    @due(app, jobs, every="20ms", bus="second")
+    async def fire(key: str, job: str, state: State) -> Message[str]:
+        return fires(key)
+
+    async with receiving(app, fires) as arrived:
+        await transact(app, writing(wrong=1.0))
+        await transact(app, writing(right=1.0), bus="second")
+        await until(lambda: arrived)
+        assert [message.data for message in arrived] == ["right"]
+        assert list(await kept(app, jobs)) == ["wrong"]
+
+
+async def test_patterns_look_where_their_handlers_keep_records(tmp_path: Path) -> None:
+    app, out, over = two(tmp_path), Topic("out", str, bus="second"), list[str]()
+    debounce(app, elsewhere, to=out, quiet="50ms")
+    resequencer(app, elsewhere, to=out, by=lambda text: "k", number=lambda text: 7, gap="50ms")
+
+    @aggregator(app, elsewhere, to=out, by=lambda text: "k", timeout="50ms", partial="publish")
+    def joined(texts: list[str]) -> str:
+        return f"all {texts}"
+
+    manager: ProcessManager[list[str]] = ProcessManager(app, "processes", list[str])
+
+    @manager.on(elsewhere, by=lambda text: text, begins=True)
+    async def begin(text: str, process: Process[list[str]]) -> None:
+        process.timeout("50ms")
+
+    @manager.timeout
+    async def late(process: Process[list[str]]) -> None:
+        over.append(process.id)
+        process.end()
+
+    history = MessageStore(app, "history", elsewhere)
+    async with receiving(app, out) as arrived:
+        await app.publish(elsewhere("x", id="one"))
+        await until(lambda: len(arrived) == 3 and over)
+        assert sorted(message.data for message in arrived) == ["all ['x']", "x", "x"]
+        await until(lambda: app.stats()["shop.history-elsewhere"].handled == 1)
+        found = await history.get("one")
+        assert found is not None
+        assert found.body == b"x"
+
+
 def test_what_cannot_be_called_is_refused() -> None:
     app = App("shop", "memory://")
     with pytest.raises(InvalidHandler, match="async def"):
@@ -142,3 +308,26 @@ def test_what_cannot_be_called_is_refused() -> None:
 
         @due(app, jobs, every="1ms")
         async def fire2(key: str, job: str, state: State) -> None: ...
+
+    with pytest.raises(InvalidOption):
+
+        @due(app, jobs, timeout="soon")
+        async def fire3(key: str, job: str, state: State) -> None: ...
+
+    with pytest.raises(InvalidName, match="no bus 'secnd'"):
+
+        @due(app, jobs, bus="secnd")
+        async def fire4(key: str, job: str, state: State) -> None: ...
+
+
+async def test_what_it_returns_is_checked_as_a_handlers_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    app = App("shop", url_of("memory", tmp_path))
+
+    async def fire(key: str, job: str, state: State) -> Any:
+        return 5
+
+    async with app.connect():
+        await transact(app, writing(a=1.0))
+        await Timer(jobs, fire, "", 60.0).look(app)
+        assert list(await kept(app, jobs)) == ["a"]
+    assert "returned int, which is no message" in caplog.text

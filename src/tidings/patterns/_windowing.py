@@ -88,7 +88,10 @@ class Held:
 
 
 Find = Callable[[Held, float, float], list[Open]]
-"""From a key's windows, a time and the watermark to the windows that the time belongs to."""
+"""From a key's windows, a time and the watermark to the windows that the time belongs to.
+
+Windows that are over by the watermark are closed, even if they are still held: or where batches end would matter.
+"""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[float, list[Open]]).decode
@@ -106,7 +109,7 @@ def places(kind: Tumbling | Sliding) -> Find:
     span, step, first = (int(part * unit) for part in parts)
 
     def border(n: int, after: int = 0) -> float:
-        # From whole numbers: 0.1 is not exact in binary, and a sum of many would be off by more than a window's due.
+        # from whole numbers: 0.1 is not exact in binary, and borders that should be one would be two
         return (first + n * step + after) / unit
 
     def find(held: Held, at: float, watermark: float) -> list[Open]:
@@ -142,8 +145,8 @@ def beginning(kind: Since) -> Find:
     size = _positive(kind.size, "size")
 
     def find(held: Held, at: float, watermark: float) -> list[Open]:
-        for window in held.open:  # in order of time, and apart from each other
-            if at < window.end:
+        for window in held.open:  # those that are not over are in order of time, and apart from each other
+            if at < window.end and window.end > watermark:
                 return [window] if at >= min(window.start, watermark) else []
         if at + size <= watermark:
             return []
@@ -158,7 +161,7 @@ def joining(kind: Session, merge: Callable[[Any, Any], Any], decode: Callable[[b
     gap = _positive(kind.gap, "gap")
 
     def find(held: Held, at: float, watermark: float) -> list[Open]:
-        near = sorted((w for w in held.open if w.start - gap < at < w.end), key=lambda window: window.start)
+        near = sorted((w for w in held.open if w.start - gap < at < w.end and w.end > watermark), key=lambda w: w.start)
         if not near:
             if at + gap <= watermark:
                 return []

@@ -60,6 +60,7 @@ class MessageStore:
     ) -> None:
         if not sources:
             raise InvalidOption(f"{name!r} stores nothing", mend='MessageStore(app, "history", "orders.>")')
+        self.bus = sources[0].bus if isinstance(sources[0], Topic) else options.get("bus", "")
         self.app, self.keep = app, 0.0 if keep is None else seconds(keep, "keep")
         expires = keep is not None
         self.copies = Table(name, bytes, expires=expires)  # by time, then id
@@ -91,7 +92,7 @@ class MessageStore:
 
     async def get(self, id: str, /) -> Message[Any] | None:
         """The message with this id; its ``body`` is as it was published, it has no ``data``. The app is open."""
-        store, _ = store_of(self.app)
+        store, _ = store_of(self.app, self.bus)
         found = await store.records(self.by_id.name, [_text(id)])
         copies = await self._copies([self.by_id.decode(record.value) for record in found])
         return copies[0] if copies else None
@@ -125,7 +126,7 @@ class MessageStore:
 
     async def purge(self, before: float) -> int:
         """Remove what was published before that time (Unix seconds); how many messages."""
-        store, _ = store_of(self.app)
+        store, _ = store_of(self.app, self.bus)
         removed = 0
         for table in (self.by_id, self.by_topic, self.by_correlation, self.copies):
             removed = 0
@@ -134,11 +135,11 @@ class MessageStore:
         return removed
 
     async def _scan(self, table: Table[Any], prefix: str, after: str) -> Sequence[Record]:
-        store, _ = store_of(self.app)
+        store, _ = store_of(self.app, self.bus)
         return await store.scan(table.name, prefix, after, PAGE)
 
     async def _copies(self, keys: Sequence[str]) -> list[Message[Any]]:
-        store, _ = store_of(self.app)
+        store, _ = store_of(self.app, self.bus)
         found = await store.records(self.copies.name, keys)
         return [_unpack(record.value) for record in sorted(found, key=lambda record: record.key)]
 

@@ -94,6 +94,7 @@ class ProcessManager(Generic[S]):
         self.timeouts: Table[float] = Table(f"{name}.timeouts", float)
         self.ended: Table[float] = Table(f"{name}.ended", float, expires=True)
         self.timed = False
+        self.bus: str | None = None  # of the first topic
 
     def on(
         self, topic: Topic[T], /, *, by: Callable[[T], str], begins: bool = False, **options: Unpack[Durable]
@@ -109,6 +110,7 @@ class ProcessManager(Generic[S]):
             raise InvalidOption("a process manager handles one event at a time", mend="drop batch=")
         if begins:
             self._check_new()
+        self.bus = topic.bus if self.bus is None else self.bus
 
         def register(fn: Callable[..., Any]) -> Callable[..., Any]:
             handler = describe(self._handler(fn, by, begins), "process manager")
@@ -126,7 +128,7 @@ class ProcessManager(Generic[S]):
 
     @property
     def timeout(self) -> TimesOut[S]:
-        """A decorator: call an async function of the ``Process`` when its timeout has passed."""
+        """A decorator: call an async function of the ``Process`` when its timeout has passed; after ``on``."""
 
         def register(fn: Callable[..., Any]) -> Callable[..., Any]:
             if self.timed or not is_async(fn):
@@ -144,7 +146,7 @@ class ProcessManager(Generic[S]):
                 self._keep(process, state)
                 return result
 
-            due(self.app, self.timeouts)(describe(fired, "process manager"))
+            due(self.app, self.timeouts, bus=self.bus or "")(describe(fired, "process manager"))
             return fn
 
         return cast("TimesOut[S]", register)

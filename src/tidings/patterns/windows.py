@@ -215,7 +215,7 @@ class Windows:
             over = await self._others(state, ALL)
             state.put(self.marks, key, max([high, *(self._passing(end) for end, *_ in over)]))
             return await self._results(over)
-        mine = Held(await state.get(self.table, key))
+        mine = Held((await state.get_many(self.table, (key,))).get(key))
         if not mine.open:  # for the second time
             state.delete(self.table, key)
             state.delete(self.marks, key)
