@@ -23,7 +23,9 @@ from tidings import App, Message
 from tidings.outbox import Outbox
 from tidings.testing.faults.process import Process, Processes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120 + 20 * ROUNDS)]
+KILLS = max(ROUNDS, 20)  # fewer may all miss: half of the relays die by themselves, with rows in hand
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120 + 20 * KILLS)]
 
 
 async def in_sqlite_to(url: str, step: str, tmp_path: Path) -> None:
@@ -84,7 +86,7 @@ async def killed(place: str, url: str, step: str) -> list[Message[Any]]:
             return start("relay", place, url, points=chance.choice([armed, ""]))
 
         writers, relays = [await start("write", place, f"{n}") for n in range(2)], [await relay() for _ in range(2)]
-        for number in range(ROUNDS):
+        for number in range(KILLS):
             await asyncio.sleep(chance.uniform(0, 0.3))
             busy += await outbox.pending() > 0
             index = chance.randrange(2)
@@ -100,8 +102,8 @@ async def killed(place: str, url: str, step: str) -> list[Message[Any]]:
                 await asyncio.sleep(0.05)
         last.terminate()
         assert await last.wait() == 0
-    assert fell >= ROUNDS // 5, "too few fell with rows in hand"
-    assert busy > ROUNDS // 2, "too few were killed with work to do"
+    assert fell >= KILLS // 5, "too few fell with rows in hand"
+    assert busy > KILLS // 2, "too few were killed with work to do"
     return await published(url)
 
 
@@ -127,4 +129,4 @@ def judge(came: list[Message[Any]], orders: list[Any]) -> None:
         assert n == last[key] + 1, f"{key}: {n} after {last[key]}"
         last[key] = n
     assert len(last) == len(KEYS)
-    assert len(came) - len(ids) <= ROUNDS * 20, "more duplicates than a batch for each relay that was killed"
+    assert len(came) - len(ids) <= KILLS * 20, "more duplicates than a batch for each relay that was killed"

@@ -96,6 +96,7 @@ def _schedule(name: str, value: str) -> str:
     return value if name == "Nats-Schedule" else quote(value, safe=_BARE)  # the server reads "@at ..." as it is
 
 
+@lru_cache(256)  # of what is bridged, all have the same
 def _own(headers: Headers) -> str:
     if all(_NAME(name) and _VALUE(value) for name, value in headers):
         return "".join(f"{name}: {value}\r\n" for name, value in headers)

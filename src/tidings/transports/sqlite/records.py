@@ -19,7 +19,6 @@ from msgspec import Struct
 from tidings.kernel.errors import BusFull, TooLarge
 from tidings.kernel.transport import Failure, Settlement
 from tidings.store import ABSENT, Record, TableInfo, Unit, Write, conflict, spread
-from tidings.transports._points import passed
 
 from . import translate
 from .claims import Claims, Outgoing, fenced
@@ -73,7 +72,6 @@ class Records(Steps):
                 latest[write.table, write.key] = write
             outgoing.update({len(settlements) + i: rows for i, rows in ready.outgoing.items()})  # type: ignore[misc]
             settlements += unit.settlements
-        passed("records.checked")
         self._write(latest)
         if settlements:
             self.claims.settle(settlements, outgoing)  # none of it can fail: it was looked at
