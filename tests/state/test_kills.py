@@ -89,7 +89,8 @@ async def test_each_payment_counts_once_beside_a_broker(broker: str, tmp_path: P
             return {r.key: balances.decode(r.value) for r in await looked.scan(balances.name)}
 
         async def done() -> bool:
-            return sum(balance.payments for balance in (await kept()).values()) == fed * ACCOUNTS * EACH
+            booked = sum(balance.payments for balance in (await kept()).values())
+            return booked == fed * ACCOUNTS * EACH and await killing.idle()  # the relay's group is in the store
 
         fed = 0
 
