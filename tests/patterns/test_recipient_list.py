@@ -63,7 +63,7 @@ async def test_all_or_none() -> None:
     app = new_app()
     table: dict[str, Topic[Order]] = {"east": east, "west": any_depot}
 
-    @recipient_list(app, orders)
+    @recipient_list(app, orders, run="loop")
     def depots(order: Order) -> Iterator[Topic[Order]]:
         yield from table.values()
 
@@ -125,7 +125,7 @@ async def test_recipients_may_be_records() -> None:
 async def test_one_topic_or_none_is_no_list() -> None:
     app = new_app()
 
-    @recipient_list(app, orders)  # type: ignore[arg-type]
+    @recipient_list(app, orders, run="loop")  # type: ignore[arg-type]
     def wrong(order: Order) -> Topic[Order] | None:
         return east if order.id else None
 
