@@ -78,7 +78,7 @@ class Assembly:
         refuse_dependencies(registration, self.plan)
         layers = (*defaults.middleware, *r.middleware)
         self.layers = [m for m in layers if not (r.live and hasattr(m, "keeping"))]  # a live copy settles nothing
-        self.keeper = self._keeper() if self.plan.state or any(hasattr(m, "keeping") for m in self.layers) else None
+        self.keeper = self._keeper() if self.plan.keeps or any(hasattr(m, "keeping") for m in self.layers) else None
 
     def _plan(self) -> Plan:
         r, defaults = self.registration, self.defaults

@@ -63,7 +63,8 @@ class Plan(Struct, frozen=True):
     takes: Literal["data", "message", "nothing"]
     parameters: tuple[tuple[str, Source], ...]
     dependencies: tuple[Dependency, ...]
-    state: str = ""  # the parameter that is the state of the run; "*": only a dependency has one
+    state: str = ""  # the parameter that is the state of the run
+    keeps: bool = False  # it has one, or a dependency of it
 
     @property
     def plain(self) -> bool:
@@ -124,7 +125,7 @@ def plan(
             mend="take list[Message[T]] and read the messages",
             where=where(fn),
         )
-    return Plan(type, takes, sources, tuple(finder.found.values()), finder.state)
+    return Plan(type, takes, sources, tuple(finder.found.values()), finder.state, finder.keeps)
 
 
 def is_message(annotation: Any) -> bool:
@@ -158,7 +159,7 @@ class _Finder:
         self.found: dict[Function, Dependency] = {}
         self.pending: list[Function] = []
         self.scope = "message"  # of what is being looked into
-        self.state = ""
+        self.state, self.keeps = "", False
 
     def hints(self, fn: Function) -> dict[str, Any]:
         target = fn if inspect.isroutine(fn) or inspect.isclass(fn) else type(fn).__call__
@@ -213,7 +214,7 @@ class _Finder:
         if hint is Delivery:
             return lambda delivery, data, values: delivery
         if hint is State:
-            self.state = name if not self.pending else self.state or "*"
+            self.keeps, self.state = True, self.state if self.pending else name
             return lambda delivery, data, values: values[State](delivery)
         if name in self.names:
             index = self.names[name]

@@ -16,6 +16,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
+from .between import Between
 from .kernel.clock import Clock
 from .kernel.codec import Decode
 from .kernel.errors import BusError, Conflict, Skip
@@ -30,11 +31,9 @@ PURGE_EVERY, PURGE = 10.0, 10_000  # seconds; records at once
 TRIES = 1000  # runs of one delivery beside others of this process that change the same records
 
 
-class Keeper:
-    """The state of one subscription. ``consumer`` is set once it is subscribed."""
+class Keeper(Between):
+    """The state of one subscription."""
 
-    consumer: Consumer
-    lease: float
     atomic: bool  # whether it commits records itself
 
     def __init__(self, group: str, store: Store, way: Way, clock: Clock) -> None:
@@ -47,17 +46,16 @@ class Keeper:
         self.ahead: dict[Place, Record | None] = {}  # read when it was received, until it is used or changed
         self.purged = clock.monotonic()
 
-    def _between(self, consumer: Consumer) -> Consumer:
-        """Stand between this consumer and a worker."""
-        self.consumer, self.lease, self.atomic = consumer, consumer.lease, isinstance(consumer, Atomic)
-        return self
+    def put(self, consumer: Consumer) -> Consumer:
+        self.atomic = isinstance(consumer, Atomic)
+        return super().put(consumer)
 
     # -- around a handler
 
     def around(self, handler: Handler) -> Handler:
         """The handler with a state for each run: outermost, so that its middleware has it, too."""
         one, many = handler.one, handler.many
-        return replace(handler, one=one and self._one(one), many=many and self._many(many), between=self._between)
+        return replace(handler, one=one and self._one(one), many=many and self._many(many), between=self.put)
 
     def state_of(self, delivery: Delivery) -> State:
         """The state of the run that handles a delivery."""
@@ -136,7 +134,7 @@ class Keeper:
     # -- the consumer's side
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
-        deliveries = await self.consumer.receive(limit)
+        deliveries = await super().receive(limit)
         if deliveries and self.foresee is not None:
             with suppress(Exception):  # what was received is not to be lost for it: each run finds out by itself
                 await self._look_ahead(self.foresee(deliveries))
@@ -147,18 +145,6 @@ class Keeper:
             keys = [key for table, key in places if table == name]
             found = {record.key: record for record in await self.store.records(name, keys)}
             self.ahead.update(((name, key), found.get(key)) for key in keys)
-
-    async def extend(self, deliveries: Sequence[Delivery]) -> None:
-        await self.consumer.extend(deliveries)
-
-    async def mark(self, delivery: Delivery) -> bool:
-        return await self.consumer.mark(delivery)
-
-    def stop(self) -> None:
-        self.consumer.stop()
-
-    async def close(self) -> None:
-        await self.consumer.close()
 
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Failure]:
         """Each run with its records, whole or not at all; what was not handled, or kept nothing, on its own."""

@@ -249,7 +249,7 @@ def _refuse_contradictions(r: Registration) -> None:
         raise refuse("within= goes with batch=", "give batch=")
     if r.to is not None and not r.to.publishable:
         raise refuse(f"to={r.to.name!r} is no single topic", "return topic.bind(...)(payload) instead of using to=")
-    if r.plan.state and (r.live or not is_async(r.fn)):
+    if r.plan.keeps and (r.live or not is_async(r.fn)):
         raise refuse("a state goes with settlements, and is read by awaiting", "write it with async def, without live=")
     if r.run == "process":
         check_importable(r.fn)

@@ -74,8 +74,11 @@ _GONE: Any = object()
 MAX_KEY, MAX_VALUE = 500, 16 * 1024 * 1024  # characters; bytes: what every store takes
 
 
-def _encodable(key: str) -> bool:
-    return not any("\ud800" <= character <= "\udfff" for character in key)
+def is_key(key: Any) -> bool:
+    """Whether every store can keep a record by it."""
+    if not isinstance(key, str) or "\0" in key or len(key) > MAX_KEY:
+        return False
+    return key.isascii() or not any("\ud800" <= character <= "\udfff" for character in key)
 
 
 Ahead = dict[Place, Record | None]
@@ -170,7 +173,7 @@ class State:
         return undo
 
     def _write(self, table: Table[Any], key: str, value: Any, due: float | None) -> None:
-        if not isinstance(key, str) or "\0" in key or not (key.isascii() or _encodable(key)) or len(key) > MAX_KEY:
+        if not is_key(key):
             mend = f"a str without NUL and lone surrogates, of at most {MAX_KEY} characters"
             raise InvalidName(f"a record's key cannot be {key!r:.100}", mend=mend)
         if due is not None and not (isinstance(due, int | float) and isfinite(due)):

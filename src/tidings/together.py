@@ -10,18 +10,16 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
+from .between import Between
 from .kernel.errors import BusError
 from .kernel.handler import Handler, Many, Outcome
-from .kernel.transport import ACK, Consumer, Delivery, Failure, Settlement
+from .kernel.transport import ACK, Delivery, Failure, Settlement
 
 Batch = list[Delivery]
 
 
-class Together:
+class Together(Between):
     """Between a batch handler's worker and its bus's consumer."""
-
-    consumer: Consumer
-    lease: float
 
     def __init__(self) -> None:
         self.batches: dict[int, Batch] = {}  # by the identity of a delivery that is handled and not yet settled
@@ -29,11 +27,7 @@ class Together:
     def around(self, handler: Handler) -> Handler:
         """The batch handler, watched."""
         assert handler.many is not None
-        return replace(handler, many=self._many(handler.many), between=self._between)
-
-    def _between(self, consumer: Consumer) -> Consumer:
-        self.consumer, self.lease = consumer, consumer.lease
-        return self
+        return replace(handler, many=self._many(handler.many), between=self.put)
 
     def _many(self, many: Many) -> Many:
         async def watched(deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
@@ -50,42 +44,30 @@ class Together:
         """What carries a batch's outputs, then the rest of those batches of which that could be settled."""
         batches = {id(s.delivery): self.batches[id(s.delivery)] for s in settlements if id(s.delivery) in self.batches}
         if not batches:
-            return await self.consumer.settle(settlements)
+            return await super().settle(settlements)
         here = {id(settlement.delivery) for settlement in settlements if settlement.action is ACK}
-        lost = {id(batch) for batch in batches.values() if any(id(delivery) not in here for delivery in batch)}
-        first = [i for i, s in enumerate(settlements) if s.outgoing and self._of(s, batches) not in {None, *lost}]
+        each = {id(batch): batch for batch in batches.values()}
+        lost = {number for number, batch in each.items() if any(id(delivery) not in here for delivery in batch)}
+        whole = each.keys() - lost
+        first = [i for i, s in enumerate(settlements) if s.outgoing and self._of(s, batches) in whole]
         failures = await self._settle(settlements, first) if first else []
-        lost |= {self._of(settlements[failure.index], batches) or 0 for failure in failures}
-        rest = [i for i, s in enumerate(settlements) if i not in first and self._of(s, batches) not in lost]
+        lost |= {self._of(settlements[failure.index], batches) for failure in failures}
+        sent = set(first)
+        rest = [i for i, s in enumerate(settlements) if i not in sent and self._of(s, batches) not in lost]
         failures += await self._settle(settlements, rest) if rest else []
-        why = BusError("the outputs of its batch could not be sent, or one of it was lost")
-        known = {*first, *rest}
+        why, known = BusError("the outputs of its batch could not be sent, or one of it was lost"), sent.union(rest)
         failures += [Failure(i, "unknown", why) for i in range(len(settlements)) if i not in known]
-        for identity, batch in batches.items():
-            for gone in [identity, *(id(delivery) for delivery in batch if not delivery.session.alive)]:
-                self.batches.pop(gone, None)
+        gone = [d for number in lost & each.keys() for d in each[number] if not d.session.alive]  # never settled
+        for identity in {*batches, *map(id, gone)}:  # not before: a bus that is away is asked again
+            self.batches.pop(identity, None)
         return failures
 
     @staticmethod
-    def _of(settlement: Settlement, batches: dict[int, Batch]) -> int | None:
+    def _of(settlement: Settlement, batches: dict[int, Batch]) -> int:
+        """The identity of the batch that a settlement is of; 0: of none, or given back."""
         batch = batches.get(id(settlement.delivery))
-        return None if batch is None or settlement.action is not ACK else id(batch)
+        return 0 if batch is None or settlement.action is not ACK else id(batch)
 
     async def _settle(self, settlements: Sequence[Settlement], indices: Sequence[int]) -> list[Failure]:
         failed = await self.consumer.settle([settlements[index] for index in indices])
         return [Failure(indices[failure.index], failure.kind, failure.error) for failure in failed]
-
-    async def receive(self, limit: int) -> Sequence[Delivery]:
-        return await self.consumer.receive(limit)
-
-    async def extend(self, deliveries: Sequence[Delivery]) -> None:
-        await self.consumer.extend(deliveries)
-
-    async def mark(self, delivery: Delivery) -> bool:
-        return await self.consumer.mark(delivery)
-
-    def stop(self) -> None:
-        self.consumer.stop()
-
-    async def close(self) -> None:
-        await self.consumer.close()

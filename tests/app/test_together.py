@@ -98,6 +98,25 @@ async def test_without_outputs_and_for_what_is_given_back_nothing_changes() -> N
     assert consumer.calls[1:] == [["m1"]]
 
 
+async def test_a_bus_that_is_away_is_asked_again_in_the_same_order() -> None:
+    class Away(Apart):
+        times = 0
+
+        async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Failure]:
+            self.times += 1
+            if self.times == 1:
+                raise BusError("it is away")
+            return await super().settle(settlements)
+
+    consumer = Away()
+    settling, settlements = await handled(consumer)
+    with pytest.raises(BusError):
+        await settling.settle(settlements)
+    assert not await settling.settle(settlements)
+    assert consumer.calls == [["m2"], ["m0", "m1"]]
+    assert not settling.batches
+
+
 @pytest.mark.parametrize("engine", ["nats", "rabbitmq"])
 async def test_a_batch_on_such_a_bus(engine: str) -> None:
     app, arrived = App("app", engine_bus(engine).options(10.0)), list[int]()

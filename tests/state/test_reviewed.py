@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -105,7 +105,7 @@ async def test_a_deliverys_run_is_not_forgotten_when_its_claim_is_divided(tmp_pa
     consumer = await bus.subscribe(Subscription(app="app", pattern="words", group="app.group"))
     await bus.publish([Message("words", b"1", f"id{n}", time=1.0, source="x") for n in range(3)])
     keeper = Keeper("app.group", bus, Way("app", ""), bus.clock)
-    keeper._between(consumer)
+    keeper.put(consumer)
 
     async def one(delivery: Delivery) -> Outgoing:
         keeper.state_of(delivery).put(kept, delivery.message.id, 1)
@@ -137,7 +137,7 @@ async def test_nobody_builds_on_a_run_whose_message_was_lost() -> None:
     consumer = await bus.subscribe(Subscription(app="app", pattern="words", group="app.group"))
     await bus.publish([Message("words", b"1", f"id{n}", time=1.0, source="x") for n in range(2)])
     keeper, seen = Keeper("app.group", bus, Way("app", ""), bus.clock), list[Any]()
-    keeper._between(consumer)
+    keeper.put(consumer)
 
     async def one(delivery: Delivery) -> Outgoing:
         state = keeper.state_of(delivery)
@@ -155,6 +155,57 @@ async def test_nobody_builds_on_a_run_whose_message_was_lost() -> None:
     assert not await keeper.settle([Settlement(second, ACK)])
     assert not keeper.pending
     assert not keeper.handled
+    await bus.close()
+
+
+async def test_of_a_batch_of_which_one_was_lost_nothing_is_written_and_nothing_settled() -> None:
+    bus: Any = options_for("memory://").transport()
+    await bus.open(lambda event: None)
+    consumer = await bus.subscribe(Subscription(app="app", pattern="words", group="app.group"))
+    await bus.publish([Message("words", b"1", f"id{n}", time=1.0, source="x") for n in range(2)])
+    keeper = Keeper("app.group", bus, Way("app", ""), bus.clock)
+    keeper.put(consumer)
+
+    async def many(deliveries: Sequence[Delivery]) -> Sequence[Outgoing]:
+        keeper.state_of(deliveries[0]).put(kept, "k", len(deliveries))
+        return [()] * len(deliveries)
+
+    handle: Any = keeper.around(Handler(many=many, batch=True)).many
+    first, second = await consumer.receive(10)
+    await handle([first, second])
+    consumer.group.end(first.session, [first.token], 0.0, lost=True)
+    (failure,) = await keeper.settle([Settlement(second, ACK)])  # the worker drops what is not ours any more
+    assert (failure.index, failure.kind) == (0, "unknown")
+    assert not await bus.records(kept.name, ["k"])
+    await handle([second])
+    assert not await keeper.settle([Settlement(second, ACK)])
+    assert [kept.decode(record.value) for record in await bus.records(kept.name, ["k"])] == [1]
+    await bus.close()
+
+
+async def test_what_is_on_its_way_is_found_and_what_has_expired_is_removed() -> None:
+    bus: Any = options_for("memory://").transport()
+    await bus.open(lambda event: None)
+    consumer = await bus.subscribe(Subscription(app="app", pattern="words", group="app.group"))
+    await bus.publish([Message("words", b"1", f"id{n}", time=1.0, source="x") for n in range(2)])
+    keeper, seen = Keeper("app.group", bus, Way("app", ""), bus.clock), list[Any]()
+    keeper.put(consumer)
+    old = Table("old", int, expires=True)
+
+    async def one(delivery: Delivery) -> Outgoing:
+        state = keeper.state_of(delivery)
+        seen.append(await state.scan(old))
+        state.put(old, delivery.message.id, 1, due=time.time() + (-1.0 if delivery.message.id == "id0" else 60.0))
+        return ()
+
+    handle: Any = keeper.around(Handler(one=one)).one
+    first, second = await consumer.receive(10)
+    await handle(first)
+    await handle(second)
+    assert seen == [{}, {"id0": 1}]
+    keeper.purged = float("-inf")
+    assert not await keeper.settle([Settlement(first, ACK), Settlement(second, ACK)])
+    assert [record.key for record in await bus.scan("old")] == ["id1"]
     await bus.close()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from inspect import Parameter, Signature
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -19,6 +18,7 @@ from tidings.router import Router
 from tidings.state import State, Table
 from tidings.timers import due
 
+from ._around import keeping
 from ._completion import Completion
 from ._grouping import CLOSED, Group, Kept, Open, read
 from ._letters import letter
@@ -139,18 +139,12 @@ def install(app: Router, source: Topic[Any], found: Aggregation, passed: dict[st
     """Register what collects, and what looks for groups whose time has come."""
 
     @wraps(found.fn)
-    async def collect(messages: list[Message[Any]], state: State) -> list[Message[Any]]:
-        return await found.collect(messages, state)
-
-    @wraps(found.fn)
     async def fired(key: str, record: bytes, state: State) -> list[Message[Any]]:
         return await found.fired(key, record, state)
 
-    made: Any = collect
-    made.__annotations__ = {"messages": list[Message[source.type]], "state": State}  # type: ignore[name-defined]
-    made.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in made.__annotations__])
-    describe(made, "aggregator", publishes=(found.to,))
-    app.on(source, batch=BATCH, concurrency=1, group=found.group, **passed)(made)
+    collect = keeping(found.fn, found.collect, list[Message[source.type]])  # type: ignore[name-defined]
+    describe(collect, "aggregator", publishes=(found.to,))
+    app.on(source, batch=BATCH, concurrency=1, group=found.group, **passed)(collect)
     if found.rules.timeout or found.rules.idle or found.remembers:
         look = describe(fired, "aggregator", publishes=(found.to,))
         due(app, found.table, every=found.rules.every, bus=source.bus, group=f"{found.group}-due")(look)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import wraps
 from inspect import Parameter
 from typing import Any, get_type_hints
@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 from tidings.kernel.handler import collected, gathered
 from tidings.kernel.message import Message
 from tidings.router import is_async
+from tidings.state import State
 
 MESSAGE = "_tidings_message"
 
@@ -46,4 +47,19 @@ def stand_in(fn: Callable[..., Any], handler: Callable[..., Any], suffix: str = 
     made: Any = wraps(fn)(handler)
     made.__signature__, made.__annotations__ = signature, hints
     made.__name__, made.__qualname__ = fn.__name__ + suffix, fn.__qualname__ + suffix
+    return made  # type: ignore[no-any-return]
+
+
+def keeping(fn: Callable[..., Any], call: Callable[[Any, State], Awaitable[Any]], came: Any) -> Callable[..., Any]:
+    """A handler that keeps records, under the function's name: ``call(what came, state)``. ``came``: its type."""
+
+    @wraps(fn)
+    async def handle(came: Any, state: State) -> Any:
+        return await call(came, state)
+
+    made: Any = handle
+    made.__annotations__ = {"came": came, "state": State}
+    made.__signature__ = inspect.Signature(
+        [Parameter(n, Parameter.POSITIONAL_OR_KEYWORD) for n in made.__annotations__]
+    )
     return made  # type: ignore[no-any-return]

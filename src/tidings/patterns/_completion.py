@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-from ._options import choices, counts, durations
+from ._options import choices, counts, durations, often
 
 
 class Completion(Struct, frozen=True, kw_only=True):
@@ -23,7 +23,7 @@ class Completion(Struct, frozen=True, kw_only=True):
     def every(self) -> float:
         """How often to look for what is due."""
         waits = (wait for wait in (self.timeout, self.idle) if wait)
-        return min(1.0, max(0.05, min(waits, default=10.0) / 10))
+        return often(min(waits, default=10.0))
 
     def due(self, since: float, now: float) -> float | None:
         """When a group is over that began ``since`` and got a message now, if nothing more comes."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
-from tidings.inject import where
-from tidings.kernel.errors import InvalidOption, WrongReturn, nearest
+from tidings.inject import name_of, where
+from tidings.kernel.errors import InvalidHandler, InvalidOption, WrongReturn, nearest
 from tidings.kernel.message import seconds
 from tidings.kernel.topics import token
 from tidings.router import Router
+from tidings.state import MAX_KEY, is_key
 
 
 def durations(given: dict[str, Any], *names: str) -> None:
@@ -61,6 +62,21 @@ def group_of(app: Router, fn: Callable[..., Any], given: str) -> str:
 
 def checked_key(key: Any) -> str:
     """What ``by=`` returned, if records can be found by it. Raises ``WrongReturn``: a dead letter."""
-    if isinstance(key, str) and "\0" not in key and (key.isascii() or not any("\ud800" <= c <= "\udfff" for c in key)):
-        return key
-    raise WrongReturn(f"by= returned {key!r:.100}", mend="return a str without NUL and lone surrogates")
+    if is_key(key):
+        return key  # type: ignore[no-any-return]
+    mend = f"return a str without NUL and lone surrogates, of at most {MAX_KEY} characters"
+    raise WrongReturn(f"by= returned {key!r:.100}", mend=mend)
+
+
+def total_type(fold: Callable[..., Any]) -> Any:
+    """What a ``fold=`` says that it returns, by which totals are kept. Raises ``InvalidHandler``."""
+    try:
+        return get_type_hints(fold)["return"]
+    except Exception as error:
+        what, mend = f"{name_of(fold)}() does not say what it returns", "annotate it: def add(...) -> Total"
+        raise InvalidHandler(what, why=str(error), mend=mend, where=where(fold)) from None
+
+
+def often(wait: float) -> float:
+    """How often to look for what is due after so long: seconds."""
+    return min(1.0, max(0.05, wait / 10))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import wraps
-from inspect import Parameter, Signature
 from typing import Any, TypeVar
 
 from msgspec import Struct
@@ -19,6 +17,7 @@ from tidings.router import Router
 from tidings.state import State, Table
 
 from ._aggregation import Aggregation, install
+from ._around import keeping
 from ._completion import Completion, completion
 from ._grouping import Group, Listed, Open
 from ._options import choices, refuse_unknown
@@ -64,14 +63,8 @@ class Scattering(Struct, frozen=True, kw_only=True):
     ) -> None:
         """What scatters, and what gathers."""
 
-        @wraps(self.gathering.fn)
-        async def scatter(message: Message[Any], state: State) -> list[Message[Any]]:
-            return await self.scatter(message, state)
-
-        made: Any = scatter
-        made.__annotations__ = {"message": Message[source.type], "state": State}  # type: ignore[name-defined]
-        made.__signature__ = Signature([Parameter(n, Parameter.POSITIONAL_OR_KEYWORD) for n in made.__annotations__])
-        app.on(source, group=self.group, **passed)(describe(made, pattern, publishes=publishes))
+        scatter = keeping(self.gathering.fn, self.scatter, Message[source.type])  # type: ignore[name-defined]
+        app.on(source, group=self.group, **passed)(describe(scatter, pattern, publishes=publishes))
         install(app, self.replies, self.gathering, passed)
 
 

@@ -12,12 +12,11 @@ becomes: no crash loses a message or counts it twice. There is no timer per grou
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from tidings.channels import Topic
-from tidings.inject import name_of, where
 from tidings.kernel.codec import decoder
-from tidings.kernel.errors import InvalidHandler, InvalidOption
+from tidings.kernel.errors import InvalidOption
 from tidings.router import Router
 from tidings.state import Table
 
@@ -25,7 +24,7 @@ from ._aggregation import HEADER, Aggregation, install
 from ._completion import Completion, completion
 from ._forward import one_topic
 from ._grouping import Folded, Kept, Listed
-from ._options import functions, group_of, refuse_unknown
+from ._options import functions, group_of, refuse_unknown, total_type
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -135,8 +134,4 @@ def _check(rules: Completion, by: Any, until: Any, fold: Any, options: dict[str,
 def _kept(source: Topic[Any], group: str, fold: Callable[[Any, Any], Any] | None, **how: bool) -> Kept:
     if fold is None:
         return Listed(f"{group}.items", decoder(source.type, lax=source.lax), **how)
-    try:
-        return Folded(fold, get_type_hints(fold)["return"])
-    except Exception as error:
-        what, mend = f"{name_of(fold)}() does not say what it returns", "annotate it: def add(...) -> Total"
-        raise InvalidHandler(what, why=str(error), mend=mend, where=where(fold)) from None
+    return Folded(fold, total_type(fold))

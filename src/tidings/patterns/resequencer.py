@@ -20,7 +20,7 @@ from tidings.state import State, Table
 from tidings.timers import due
 
 from ._forward import named, one_topic
-from ._options import choices, counts, durations, functions, group_of, refuse_unknown
+from ._options import choices, counts, durations, functions, group_of, often, refuse_unknown
 from ._pattern import describe
 from ._resequencing import HEADER, Resequencing
 
@@ -92,4 +92,4 @@ def resequencer(
     found = Resequencing(to=to, group=group, by=by, number=number, **given, **tables)
     collect.__annotations__["messages"] = list[Message[source.type]]  # type: ignore[name-defined]
     app.on(source, batch=BATCH, concurrency=1, group=group, **passed)(describe(collect, "resequencer", publishes=(to,)))
-    due(app, tables["streams"], every=min(1.0, max(0.05, found.gap / 10)), bus=source.bus, group=f"{group}-due")(fired)
+    due(app, tables["streams"], every=often(found.gap), bus=source.bus, group=f"{group}-due")(fired)

@@ -11,19 +11,16 @@ aggregator can put them together again.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, ItemsView, Iterable, KeysView, Mapping, Set
-from functools import wraps
-from inspect import Parameter
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from tidings.channels import Topic
 from tidings.inject import where
 from tidings.kernel.errors import InvalidOption, WrongReturn
-from tidings.kernel.handler import collected, gathered
 from tidings.kernel.message import Message
-from tidings.router import Router, is_async
+from tidings.router import Router
 
+from ._around import around
 from ._pattern import describe
 from .message_sequence import sequenced
 
@@ -87,12 +84,12 @@ def splitter(
         mend = "run='thread'; or split in a plain handler: return sequenced(drafts, message.id)"
         raise InvalidOption("a splitter takes one message at a time, and not in a process", mend=mend)
 
-    def parts(result: Any, parent: Message[Any], fn: Callable[..., Any]) -> list[Message[Any]]:
-        whole = _checked(result, fn)
-        return sequenced((to(part, key=parent.key if key is None else key(part)) for part in whole), parent.id)
-
     def register(fn: Callable[..., Any]) -> Callable[..., Any]:
-        app.on(source, **options)(describe(_around(fn, parts), "splitter", publishes=(to,)))
+        def parts(result: Any, parent: Message[Any]) -> list[Message[Any]]:
+            whole = _checked(result, fn)
+            return sequenced((to(part, key=parent.key if key is None else key(part)) for part in whole), parent.id)
+
+        app.on(source, **options)(describe(around(fn, parts), "splitter", publishes=(to,)))
         return fn
 
     return register
@@ -107,25 +104,3 @@ def _checked(result: Any, fn: Callable[..., Any]) -> Iterable[Any]:
         what = f"{fn.__qualname__}() returned {type(result).__name__}, which is no sequence of parts"
         raise WrongReturn(what, mend="return a list of payloads, or yield them", where=where(fn))
     return result
-
-
-def _around(fn: Callable[..., Any], parts: Callable[..., list[Message[Any]]]) -> Callable[..., Any]:
-    """A handler that is called as the function is, and is told the message as well."""
-    parameters = list(inspect.signature(fn).parameters.values())
-    keywords = [parameters.pop()] if parameters and parameters[-1].kind is Parameter.VAR_KEYWORD else []
-    told = Parameter(PARENT, Parameter.KEYWORD_ONLY, annotation=Message)
-
-    @wraps(fn)
-    async def split(payload: Any, /, **others: Any) -> list[Message[Any]]:
-        parent = others.pop(PARENT)
-        return parts(await collected(fn(payload, **others)), parent, fn)
-
-    @wraps(fn)
-    def split_here(payload: Any, /, **others: Any) -> list[Message[Any]]:
-        parent = others.pop(PARENT)
-        return parts(gathered(fn(payload, **others)), parent, fn)
-
-    made: Any = split if is_async(fn) else split_here
-    made.__signature__ = inspect.Signature([*parameters, told, *keywords])
-    made.__annotations__ = {**fn.__annotations__, PARENT: Message}
-    return made  # type: ignore[no-any-return]

@@ -14,27 +14,27 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import wraps
-from inspect import Parameter, Signature
 from math import inf, nextafter
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from tidings.channels import Topic
-from tidings.inject import name_of, where
+from tidings.inject import where
 from tidings.kernel.clock import current_clock
 from tidings.kernel.codec import Decode, decoder
-from tidings.kernel.errors import InvalidHandler, InvalidOption, WrongReturn, nearest
+from tidings.kernel.errors import InvalidOption, WrongReturn
 from tidings.kernel.handler import collected
 from tidings.kernel.message import Message, derived_id, seconds
 from tidings.router import Router
 from tidings.state import State, Table
 from tidings.timers import due
 
+from ._around import keeping
 from ._forward import one_topic
 from ._letters import letter
-from ._options import group_of
+from ._options import checked_key, choices, functions, group_of, often, refuse_unknown, total_type
 from ._pattern import describe
 from ._windowing import Held, Open, Session, Since, Sliding, Tumbling, Window, beginning, joining, places
 from .aggregator import PASSED
@@ -74,13 +74,12 @@ def windowed(
 
     ``kind``: ``Tumbling("5m")``, ``Sliding("1h", every="5m")``, ``Session(gap="30m")``, ``Since("2d")``. ``fold``: from
     the total, or None, and a payload to the total; its return annotation says how it is kept. ``merge(total, total)``
-    joins sessions.
-    ``by``: the key (default: one for all). ``time``: the event time, Unix seconds or a datetime with a time zone
-    (default: when the message was published). ``lateness``: how far behind the latest a message may be (0). ``late``:
-    what is later still is a ``"drop"`` or a ``"dead"`` letter. ``watermark``: of the whole ``"group"``, or of each
-    ``"key"`` its own: where keys go at different paces, or several processes share the work. ``idle``: what is open
-    ends when by the wall clock nothing came for so long (never). How far a key of its own watermark has come is kept
-    in a record; it is forgotten after ten times ``idle`` without a message, and without ``idle`` never.
+    joins sessions. ``by``: the key (default: one for all). ``time``: the event time, Unix seconds or a datetime with a
+    time zone (default: when the message was published). ``lateness``: how far behind the latest a message may be (0).
+    ``late``: what is later still is a ``"drop"`` or a ``"dead"`` letter. ``watermark``: of the whole ``"group"``, or of
+    each ``"key"`` its own: where keys go at different paces, or several processes share the work. ``idle``: what is
+    open ends when by the wall clock nothing came for so long (never). How far a key of its own watermark has come is
+    kept in a record; it is forgotten after ten times ``idle`` without a message, and without ``idle`` never.
 
     The function gets the total and its ``Window``; the result has its key, and headers ``window-start`` and
     ``window-end`` (ISO 8601). Windows are published by their end, each once, under ids that are always the same.
@@ -119,16 +118,13 @@ class Rules(Struct, frozen=True, kw_only=True):
 
 def _rules(kind: Any, given: dict[str, Any], fold: Any, by: Any, time: Any) -> Rules:
     known = {"merge": None, "lateness": 0.0, "late": "drop", "watermark": "group", "idle": 0.0, "group": ""}
-    if unknown := given.keys() - known:
-        raise InvalidOption(f"windows have no option {sorted(unknown)[0]!r}", mend=nearest(sorted(unknown)[0], known))
+    refuse_unknown(given, known, "a window")
+    choices(given, late=("drop", "dead"), watermark=("group", "key"))
+    functions(by=by, time=time, merge=given.get("merge"))
+    if not callable(fold):
+        raise InvalidOption(f"fold cannot be {fold!r}", mend="a function: def add(total, payload) -> Total")
     chosen: dict[str, Any] = known | given
-    for name, choices in (("late", ("drop", "dead")), ("watermark", ("group", "key"))):
-        if chosen[name] not in choices:
-            raise InvalidOption(f"{name} cannot be {chosen[name]!r}", mend=" or ".join(map(repr, choices)))
-    for name, value in (("fold", fold), ("by", by), ("time", time or abs), ("merge", chosen["merge"] or abs)):
-        if not callable(value):
-            raise InvalidOption(f"{name} cannot be {value!r}", mend=f"a function: {name}=lambda ...")
-    decode = decoder(_returned(fold))
+    decode = decoder(total_type(fold))
     if isinstance(kind, Session):
         if chosen["merge"] is None:
             raise InvalidOption(
@@ -140,9 +136,8 @@ def _rules(kind: Any, given: dict[str, Any], fold: Any, by: Any, time: Any) -> R
     elif isinstance(kind, Since):
         find = beginning(kind)
     else:
-        raise InvalidOption(
-            f"{kind!r} is no kind of window", mend='Tumbling("5m"), Sliding("1h", "5m"), Session("30m")'
-        )
+        mend = 'Tumbling("5m"), Sliding("1h", "5m"), Session("30m") or Since("2d")'
+        raise InvalidOption(f"{kind!r} is no kind of window", mend=mend)
     return Rules(
         find=find,
         fold=fold,
@@ -154,14 +149,6 @@ def _rules(kind: Any, given: dict[str, Any], fold: Any, by: Any, time: Any) -> R
         per_key=chosen["watermark"] == "key",
         idle=seconds(chosen["idle"], "idle"),
     )
-
-
-def _returned(fold: Callable[..., Any]) -> Any:
-    try:
-        return get_type_hints(fold)["return"]
-    except Exception as error:
-        what, mend = f"{name_of(fold)}() does not say what it returns", "annotate it: def add(...) -> Total"
-        raise InvalidHandler(what, why=str(error), mend=mend, where=where(fold)) from None
 
 
 def _unix(at: Any, time: Callable[..., Any]) -> float:
@@ -184,7 +171,7 @@ class Windows:
     async def collect(self, messages: Sequence[Message[Any]], state: State) -> list[Message[Any]]:
         """Fold each into its windows, and close what is over then."""
         rules, now, sent = self.rules, current_clock().now(), list[Message[Any]]()
-        keyed = [(rules.by(message.data), rules.time(message), message) for message in messages]
+        keyed = [(checked_key(rules.by(message.data)), rules.time(message), message) for message in messages]
         names = {key for key, _, _ in keyed}
         records = await state.get_many(self.table, names)
         held = {key: Held(records.get(key)) for key in names}
@@ -279,19 +266,13 @@ def install(app: Router, source: Topic[Any], found: Windows, passed: dict[str, A
     """Register what folds, and what looks for times without messages."""
 
     @wraps(found.fn)
-    async def collect(messages: list[Message[Any]], state: State) -> list[Message[Any]]:
-        return await found.collect(messages, state)
-
-    @wraps(found.fn)
     async def fired(key: str, high: float, state: State) -> list[Message[Any]]:
         return await found.fired(key, high, state)
 
-    made: Any = collect
-    made.__annotations__ = {"messages": list[Message[source.type]], "state": State}  # type: ignore[name-defined]
-    made.__signature__ = Signature([Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in made.__annotations__])
-    for each in (made, fired):
+    collect = keeping(found.fn, found.collect, list[Message[source.type]])  # type: ignore[name-defined]
+    for each in (collect, fired):
         describe(each, "windows", publishes=(found.to,))
-    app.on(source, batch=BATCH, concurrency=1, group=found.group, **passed)(made)
+    app.on(source, batch=BATCH, concurrency=1, group=found.group, **passed)(collect)
     if found.rules.idle:
-        every, group = min(1.0, max(0.05, found.rules.idle / 10)), f"{found.group}-due"
-        due(app, found.marks, every=every, group=group, bus=source.bus)(fired)
+        every = often(found.rules.idle)
+        due(app, found.marks, every=every, group=f"{found.group}-due", bus=source.bus)(fired)
