@@ -202,3 +202,34 @@ async def test_draining_twice_and_an_idle_one() -> None:
         s.worker.stop()
         await asyncio.wait_for(s.running, 1)
         assert ACK not in [x.action for x in s.tap.settled]
+
+
+@virtual
+async def test_cancelled_past_its_grace_a_handler_keeps_what_failed_in_place() -> None:
+    attempts: list[int] = []
+
+    async def handle(delivery: Delivery) -> None:
+        attempts.append(delivery.attempt)
+        if delivery.attempt < 3:
+            raise Retry(0.1)
+        await asyncio.Event().wait()
+
+    async with stage(handle, grace=0.0, backoff=Backoff()) as s:
+        await s.publish(message("m"))
+        await until(lambda: attempts == [1, 2, 3])
+        await s.stop()
+        assert s.fates("m") == [GoesBack(0.0, 2, "given back")]
+
+
+@virtual
+async def test_a_bus_that_is_closed_beneath_its_worker_does_not_stop_the_loop() -> None:
+    """A consumer that was stopped by others returns at once, again and again."""
+
+    async def handle(delivery: Delivery) -> None: ...
+
+    async with stage(handle) as s:
+        await s.publish(message("m"))
+        await until(lambda: s.acked() == ["m"])
+        s.tap.stop()
+        await asyncio.sleep(10)
+        assert len(s.tap.limits) < 100

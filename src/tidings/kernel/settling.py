@@ -97,8 +97,7 @@ class Settling:
         """All that has not started: released, uncounted; what waits in place keeps its failures."""
         fresh, waiting = self.lanes.drain()
         for delivery in (*fresh, *waiting):
-            action = Retry(0.0, delivery.failures, "given back") if delivery.failures else Release()
-            self.put(Settlement(delivery, action))
+            self.put(given_back(delivery))
         self.stats.released += len(fresh)
 
     # -- fates
@@ -263,6 +262,11 @@ class Settling:
             backoff, now = self.policy.backoff, self.clock.now()
             fate = decide(failure.error, delivery, backoff, broken=False, room=False, now=now)
             self.apply(delivery, fate, failure.error, lane=False)
+
+
+def given_back(delivery: Delivery) -> Settlement:
+    """Uncounted; what failed in place keeps its failures."""
+    return Settlement(delivery, Retry(0.0, delivery.failures, "given back") if delivery.failures else Release())
 
 
 def _going(delivery: Delivery) -> tuple[object, ...]:

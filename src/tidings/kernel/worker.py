@@ -27,8 +27,8 @@ from .errors import BusError, HandlerTimeout
 from .handler import Handler
 from .outcome import Breaker
 from .recovery import recover
-from .settling import AGAIN, UNFLUSHED, Policy, Settling
-from .transport import ACK, Consumer, Delivery, Release, Settlement
+from .settling import AGAIN, UNFLUSHED, Policy, Settling, given_back
+from .transport import ACK, Consumer, Delivery, Settlement
 
 log = logging.getLogger("tidings")
 
@@ -124,8 +124,7 @@ class Worker:
 
     async def _drain(self, tasks: set[asyncio.Task[Any]]) -> None:
         """What has not started goes back at once, uncounted; what runs may finish within the grace."""
-        settling, grace = self.settling, self.work.grace
-        self.draining = True
+        settling, grace, self.draining = self.settling, self.work.grace, True
         self.consumer.stop()
         settling.give_back()
         self._wake()
@@ -193,7 +192,7 @@ class Worker:
             return HandlerTimeout(f"a handler of {self.work.policy.group} ran longer than {self.work.timeout:g} s")
         if isinstance(error, asyncio.CancelledError) and slot.task.cancelling():
             for delivery in slot.deliveries if self.handler.cancellable else ():
-                self.settling.put(Settlement(delivery, Release()))
+                self.settling.put(given_back(delivery))
             raise error
         return error
 
@@ -287,14 +286,15 @@ class Worker:
                 continue
             full, received = len(batch) >= room, self.clock.monotonic()
             self._take(batch)
+            if not batch and not self.draining:  # its bus was closed beneath it
+                await asyncio.sleep(AGAIN)
 
     def _take(self, batch: Sequence[Delivery]) -> None:
-        settling = self.settling
-        settling.admit(batch)
+        self.settling.admit(batch)
         self.busy.add(self)
-        probing = settling.breaker is not None and settling.breaker.open
-        if self.paused or self.draining or settling.tripped or (probing and len(batch) > 1):
-            settling.give_back()
+        probing = (breaker := self.settling.breaker) is not None and breaker.open
+        if self.paused or self.draining or self.settling.tripped or (probing and len(batch) > 1):
+            self.settling.give_back()
         self._wake()
 
     async def _watch(self) -> None:
