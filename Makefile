@@ -3,7 +3,7 @@ BIN := .venv/bin
 SPREAD := -n 3 --dist worksteal # much of a test is waiting: three at a time keep two processors busy
 RUN := $(BIN)/python -m
 
-.PHONY: help demo check test servers faults kills soak bench bench-setup docs docs-tables wheel clean
+.PHONY: help demo check test coverage servers faults kills soak bench bench-setup docs docs-tables wheel clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -18,9 +18,12 @@ check: .venv/.ready ## what must hold before a commit: lint, types, import rules
 	@$(BIN)/lint-imports --no-logo
 	@$(RUN) pytest -q $(SPREAD) -m "not slow"
 
-test: .venv/.ready ## everything, on real servers, which it installs: slow tests, documentation examples, coverage
+test: .venv/.ready ## everything, on real servers, which it installs: slow tests, documentation examples
 	@$(RUN) tests.servers --install || [ "$$CI" != true ]
-	@$(RUN) pytest $(SPREAD) --cov --cov-report=term
+	@$(RUN) pytest $(SPREAD) $(COVERED)
+
+coverage: ## the same, told which lines and branches nothing passed; takes twice as long
+	@$(MAKE) test COVERED="--cov --cov-report=term"
 
 servers: .venv/.ready ## the brokers and databases of the tests, until Ctrl-C; ARGS="nats redis"
 	@$(RUN) tests.servers $(ARGS)

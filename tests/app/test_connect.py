@@ -344,6 +344,7 @@ app, ready = App("server", sys.argv[1]), threading.Event()
 
 @app.answer("silent")
 async def interrupt(n: int) -> int:
+    await asyncio.sleep(0.5)  # Python may sleep through a signal that comes just before the asking thread waits
     os.kill(os.getpid(), signal.SIGINT)
     await asyncio.sleep(3600)
     return n

@@ -34,7 +34,7 @@ def test_a_page_that_is_wrong_is_found(tmp_path: Path) -> None:
 def test_terminals_are_apart_and_can_be_interrupted(tmp_path: Path) -> None:
     page = """
 ```console title="one"
-$ sh -c 'echo on; exec sleep 600'
+$ sh -c 'trap "exit 130" INT; echo on; while :; do sleep 1; done'
 on
 ```
 ```console title="two"

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from . import session
+from . import node, session
 from .base import Missing, Server
 from .install import install
 
@@ -27,6 +27,8 @@ def main() -> int:
     if given.install:
         try:
             install(session.KINDS[name] for name in names)
+            if not given.names:
+                node.install()
         except Missing as e:
             print(e, file=sys.stderr)
             return 1
@@ -49,7 +51,7 @@ def serve(names: list[str]) -> int:
     with suppress(KeyboardInterrupt):  # which may come as soon as "ready" was read
         print(f"# ready after {time.monotonic() - begun:.1f} s; Ctrl-C ends them and removes their data", flush=True)
         while True:
-            time.sleep(3600)
+            time.sleep(0.2)  # a signal that comes just before a sleep does not end it
     session.end()
     return 0 if all(isinstance(server, Server) for server in started.values()) else 1
 

@@ -374,7 +374,7 @@ def test_by_hand() -> None:
     (url,) = (line.split("'")[1] for line in lines if line.startswith("export TIDINGS_TEST_REDIS="))
     assert exchange(int(url.rpartition(":")[2]), b"PING\r\n", b"+PONG")
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
+    assert process.wait(60) == 0
     process.stdout.close()
     with pytest.raises(REFUSED):
         exchange(int(url.rpartition(":")[2]), b"PING\r\n", b"+PONG")
