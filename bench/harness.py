@@ -44,6 +44,9 @@ SCENARIOS = {  # name: module; in the order in which they run
     "idle": "bench.idle",
     "growth": "bench.growth",
     "backlog": "bench.backlog",
+    "serve": "bench.serving.web",
+    "rpc": "bench.serving.rpc",
+    "devices": "bench.serving.devices",
 }
 
 

@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: what is in the site though it is not in docs/: files of the root as pages, and the examples."""
+"""Hooks of mkdocs: what is in the site though it is not in docs/: files of the root as pages, examples, the proto."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
+PROTO = "src/tidings/transports/grpc/tidings_v1.proto"
 PAGES = {"index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
 
@@ -22,9 +23,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, page, content=text))
     for path in sorted((ROOT / "examples").rglob("*.py")):
         files.append(File.generated(config, str(path.relative_to(ROOT)), content=path.read_text()))
+    files.append(File.generated(config, "transports/tidings_v1.proto", content=(ROOT / PROTO).read_text()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to examples, which lie beside docs/ in the repository and in it here."""
+    """Links to examples and to the proto, which lie beside docs/ in the repository and in it here."""
+    markdown = markdown.replace(f"](../../{PROTO})", "](tidings_v1.proto)")
     return re.sub(r"\]\(((?:\.\./)+)\.\./examples/", r"](\1examples/", markdown)

@@ -9,22 +9,25 @@ import asyncio
 import importlib
 import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from tests.conformance.serving import Served
 from tests.servers import server
 
 from tidings.cli.capabilities import cells, explained
 from tidings.testing.conformance.buses import served
 from tidings.urls import options_for
 
+PAGES = Path(__file__).parents[1] / "docs" / "transports"
 ENGINES = ("postgres", "nats", "rabbitmq", "redis", "kafka")
 
 HEAD = """\
 # Transports
 
 What each transport can do, as it says itself when it is open. *native*: the bus does it; *emulated*: Tidings does it
-with what the bus has; *unavailable*: asking for it is refused at start-up. This page is made by `make docs-tables`;
-a test fails when it is stale.
+with what the bus has; *unavailable*: asking for it is refused at start-up. `grpc` can do what the bus behind it can,
+here SQLite. This page is made by `make docs-tables`; a test fails when it is stale.
 """
 
 
@@ -42,7 +45,12 @@ async def columns(engines: Mapping[str, str]) -> dict[str, dict[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         embedded = {"memory": "memory://", "sqlite": f"sqlite:///{folder}/table.db"}
         asked = {name: await ask(options_for(url)) for name, url in embedded.items()}
-    return asked | {name: await ask(served(url).options(30.0)) for name, url in engines.items()}
+        asked |= {name: await ask(served(url).options(30.0)) for name, url in engines.items()}
+        opened = Served(f"sqlite:///{folder}/served.db")
+        try:
+            return asked | {"grpc": await ask(opened.bus().options(30.0))}
+        finally:
+            opened.close()
 
 
 def known_to_fail(name: str) -> list[str]:
@@ -55,7 +63,7 @@ def known_to_fail(name: str) -> list[str]:
 def page(engines: Mapping[str, str]) -> str:
     """The whole page; ``engines``: the URLs of the servers."""
     table = asyncio.run(columns(engines))
-    titles = [f"[`{name}`](transports/{name}.md)" if name in engines else f"`{name}`" for name in table]
+    titles = [f"[`{name}`](transports/{name}.md)" if (PAGES / f"{name}.md").exists() else f"`{name}`" for name in table]
     failing = [line for name in table for line in known_to_fail(name)]
     said = explained().items()
     lines = [

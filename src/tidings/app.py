@@ -18,7 +18,7 @@ from .control import Control
 from .inject import Function, Values, provide
 from .kernel import errors
 from .kernel.bus import Bus
-from .kernel.codec import seal
+from .kernel.codec import decoder, seal
 from .kernel.errors import AnswerFailed, DuplicateGroup, Duration, InvalidName, NotFound, NothingToRun, NotOpen, nearest
 from .kernel.handler import Middleware, single
 from .kernel.message import Message, new_id, seconds
@@ -374,7 +374,7 @@ class App(Router):
             name, bus = check_topic(service), ""
         if bus not in self._requesters:
             self._requesters[bus] = requests.Requester(self._bus(bus), self.name)
-        return self._requesters[bus].replies(name, data, reply, seconds(timeout, "timeout"))
+        return self._requesters[bus].replies(Message(name, data=data), decoder(reply), seconds(timeout, "timeout"))
 
 
 INJECTABLE[App] = None

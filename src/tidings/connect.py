@@ -138,7 +138,8 @@ class Client:
                 call.told.put((item, None))
             return ENDED
 
-        call = self._begun(_Call(ask, service, timeout))
+        call = _Call(ask, service, timeout)  # a name that `ask` knows before it begins
+        self._begun(call)
         try:
             while (item := call.next()) is not ENDED:
                 yield item

@@ -11,9 +11,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
+from msgspec.structs import replace
+
 from .inject import Plan, Values, provide
 from .kernel.bus import Bus
-from .kernel.codec import Decode, decoder, seal
+from .kernel.codec import Decode, seal
 from .kernel.errors import AnswerFailed, ReplyRestarted, RequestError, RequestTimeout
 from .kernel.handler import Emit, Many, One, Origin, Outcome, Outgoing, Yielded, gathered
 from .kernel.message import Message, new_id
@@ -53,19 +55,17 @@ class Requester:
                 if replies := self.pending.get(delivery.message.correlation_id or ""):
                     replies.put_nowait(delivery.message)
 
-    async def replies(self, name: str, data: Any, type: Any, timeout: float) -> AsyncIterator[Any]:
-        """The replies to one request, decoded, as they come; ends after a single ``value``.
+    async def replies(self, draft: Message[Any], decode: Decode, timeout: float) -> AsyncIterator[Any]:
+        """The replies to one request (its topic is the service), decoded, as they come; ends after a single ``value``.
 
         Raises ``NoAnswerer``, ``RequestTimeout`` (from the request to the last reply), ``AnswerFailed``,
         ``ReplyRestarted``, ``RequestError`` when a streamed reply was lost.
         """
         self.bus.require("request")
         await self.open()
-        decode, stream = decoder(type), _Order(name)
-        draft: Message[Any] = Message(
-            name, data=data, address=REQUEST + name, reply_to=self.address, expires=timeout, type=name
-        )
-        request = seal(draft, now=self.bus.clock.now(), source=self.app)
+        name, stream = draft.topic, _Order(draft.topic)
+        asked = replace(draft, address=REQUEST + name, reply_to=self.address, expires=timeout, type=name)
+        request = seal(asked, now=self.bus.clock.now(), source=self.app)
         queue = self.pending[request.id] = Replies()
         deadline = asyncio.get_running_loop().time() + timeout
         try:

@@ -19,7 +19,7 @@ import pytest
 from msgspec import Meta, Struct
 from pydantic import BaseModel, ConfigDict, Field
 
-from tidings.cli._schemas import example_of, schemas_of
+from tidings.asyncapi.schemas import example_of, schemas_of
 from tidings.kernel.codec import decoder
 from tidings.kernel.message import JSON
 

@@ -26,6 +26,14 @@ def test_a_page_says_what_causes_it_and_how_to_mend_it(nowhere: Shell) -> None:
     assert "\x1b" not in told
 
 
+def test_what_a_served_bus_refuses_has_pages_too(nowhere: Shell) -> None:
+    told = nowhere("explain", "E062").out
+    assert told.startswith(
+        "## TDG-E062\n\n**Forbidden** – whose fault: the client's; told by the answer of the server."
+    )
+    assert "```text\nTDG-E062: 'till' may not publish" in told
+
+
 def test_on_a_terminal(nowhere: Shell) -> None:
     told = nowhere.on_terminal("explain", "BusFull").out
     assert told.startswith("\x1b[31mTDG-E025\x1b[0m \x1b[1mBusFull\x1b[0m\n")

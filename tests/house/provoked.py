@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
 import sys
@@ -10,8 +11,12 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from tests.gateway.over_http import listening
 
 from tidings import App, Backoff, Message, Service, State, Table, TidingsError, Topic, transact
+from tidings.gateway import Access, Client, Limits, Rights, WebhookIn, asgi, hashed, refusals
 from tidings.kernel import errors
 from tidings.kernel.message import new_id
 
@@ -24,6 +29,7 @@ FAMILIES = {
     errors.TidingsError: "the base; printed by the command line around an error that is none of ours",
     errors.UsageError: "the base of what the calling code did wrong: each case has a class",
     errors.DeliveryError: "the base of what makes one message a dead letter at once: each case has a class",
+    refusals.Refused: "the base of what a served bus refuses its clients: each case has a class",
 }
 """Classes that nothing raises, and why they are there."""
 
@@ -34,7 +40,7 @@ placed, numbers, ORDER = Topic("orders.placed", Order), Service("numbers.count",
 
 
 class Told(Exception):
-    """What another process, or a dead letter, says of an error."""
+    """What another process, a dead letter, or a server's answer says of an error."""
 
 
 def provokes(kind: type[TidingsError]) -> Callable[[Provoke], Provoke]:
@@ -97,6 +103,22 @@ async def child(folder: Path, *lines: str) -> None:
         said.seek(0)
         text = said.read()
     raise Told(text[text.rindex("TDG-E") :].rstrip())
+
+
+async def asked(url: str, head: str, body: bytes = b"", length: int | None = None) -> None:
+    """POST, and raise ``Told`` when the answer is a problem. ``length``: what is said of the body's, where untrue."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(url).port)
+    said = len(body) if length is None else length
+    writer.write(
+        f"POST {head}\r\nhost: localhost\r\nconnection: close\r\ncontent-length: {said}\r\n\r\n".encode() + body
+    )
+    answer = (await reader.read()).partition(b"\r\n\r\n")[2]
+    writer.close()
+    await writer.wait_closed()
+    told = json.loads(answer)
+    if "detail" in told:
+        parts = (f"  {name + ':':<7}{told[name]}" for name in ("why", "mend") if name in told)
+        raise Told("\n".join([f"{told['type'].removeprefix('urn:tidings:')}: {told['detail']}", *parts]))
 
 
 async def opened(url: str) -> None:
@@ -381,6 +403,56 @@ def render(order: Order) -> None:
 @provokes(errors.HandlerCrashed)
 async def a_child_process_dies(folder: Path) -> None:
     await dead(render, run="process")
+
+
+# -- what a served bus refuses
+
+PLACED = "/topics/orders.placed HTTP/1.1"
+TILL = Client(name="till", token=hashed("tdg_till"), rights=Rights(publish=("orders.>",)))
+
+
+@provokes(refusals.Unauthenticated)
+async def somebody_says_not_who_it_is(folder: Path) -> None:
+    async with listening(asgi("memory://", access=Access([TILL], anonymous=None))) as url:
+        await asked(url, PLACED)
+
+
+@provokes(refusals.Forbidden)
+async def a_till_publishes_payments(folder: Path) -> None:
+    async with listening(asgi("memory://", access=Access([TILL], anonymous=None))) as url:
+        await asked(url, "/topics/payments.made HTTP/1.1\r\nauthorization: Bearer tdg_till")
+
+
+@provokes(refusals.Limited)
+async def somebody_publishes_too_fast(folder: Path) -> None:
+    async with listening(asgi("memory://", limits=Limits(rate=10))) as url:
+        while True:
+            await asked(url, PLACED)
+
+
+@provokes(refusals.TooSlow)
+async def a_body_does_not_come(folder: Path) -> None:
+    async with listening(asgi("memory://", limits=Limits(patience=0.1))) as url:
+        await asked(url, PLACED, length=10)
+
+
+@provokes(refusals.Malformed)
+async def a_body_is_no_json(folder: Path) -> None:
+    async with listening(asgi("memory://")) as url:
+        await asked(url, f"{PLACED}\r\ncontent-type: application/json", b'{"id": 7')
+
+
+@provokes(refusals.Unverified)
+async def a_webhook_is_signed_with_another_secret(folder: Path) -> None:
+    hook = WebhookIn(name="github", topic="github.{type}", scheme="github", secrets=("ours",))
+    async with listening(asgi("memory://", webhooks_in=[hook])) as url:
+        await asked(url, "/webhooks/github HTTP/1.1\r\nx-hub-signature-256: sha256=00", b"{}")
+
+
+@provokes(refusals.UnsupportedMediaType)
+async def curl_says_that_it_is_a_form(folder: Path) -> None:
+    async with listening(asgi("memory://")) as url:
+        await asked(url, f"{PLACED}\r\ncontent-type: application/x-www-form-urlencoded", b'{"id": 7}')
 
 
 # -- tracebacks

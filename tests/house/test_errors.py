@@ -17,6 +17,7 @@ from scripts.error_pages import document
 
 from tidings import App
 from tidings.cli._pages import pages
+from tidings.gateway import refusals
 from tidings.kernel import errors
 from tidings.kernel.errors import Defer, Partial, Reject, Retry, Skip, TidingsError
 from tidings.kernel.topics import check_topic
@@ -25,7 +26,8 @@ from . import provoked
 from .provoked import FAMILIES, PROVOKED, Told
 
 ROOT = Path(__file__).parents[2]
-TREE = [cls for cls in vars(errors).values() if inspect.isclass(cls) and issubclass(cls, TidingsError)]
+NAMED = (vars(errors) | vars(refusals)).values()
+TREE = [cls for cls in NAMED if inspect.isclass(cls) and issubclass(cls, TidingsError)]
 SIGNALS = [Retry("5m", "busy"), Retry(), Reject("no such order"), Defer("5m", "closed"), Defer(3), Skip("seen")]
 PASSAGES = [copy.copy, copy.deepcopy, lambda error: pickle.loads(pickle.dumps(error))]
 

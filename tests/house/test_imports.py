@@ -9,7 +9,9 @@ import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-HEAVY = {"apsw", "rich", "cyclopts", "cronsim", "psutil", "pydantic", "pytest", "hypothesis"}
+HEAVY = {"apsw", "rich", "cyclopts", "cronsim", "psutil", "pydantic", "pytest", "hypothesis"} | {
+    *("starlette", "uvicorn", "grpc", "httpcore"),
+}
 
 
 def python(code: str) -> str:

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 from tests.house.terminals import blocks, play
+from tests.servers import Missing, unavailable
+from tests.servers.install import install
+from tests.servers.mosquitto import Mosquitto
 
 ROOT = Path(__file__).parents[2]
 PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "```console" in page.read_text()]
@@ -15,7 +18,13 @@ PAGES = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "```console" 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page(page: Path, environment: dict[str, str], tmp_path: Path) -> None:
-    play(page.read_text(), tmp_path, environment)
+    text = page.read_text()
+    if "mosquitto_pub" in text:
+        try:
+            install([Mosquitto])
+        except Missing as missing:
+            unavailable(str(missing))
+    play(text, tmp_path, environment)
 
 
 def test_a_page_that_is_wrong_is_found(tmp_path: Path) -> None:

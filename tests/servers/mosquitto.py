@@ -1,4 +1,4 @@
-"""Mosquitto, an MQTT 3.1.1 and 5 broker: Debian's ``mosquitto``."""
+"""Mosquitto, an MQTT 3.1.1 and 5 broker, with its command-line clients: Debian's packages of that name."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ class Mosquitto(Server):
 
     name, scheme, tls_scheme = "mosquitto", "mqtt", "mqtts"
     listeners = ("main", "websocket")
-    packages = ("mosquitto",)
+    packages = ("mosquitto", "mosquitto-clients")
     schemes = {"websocket": "ws"}  # noqa: RUF012
 
     @classmethod
     def program(cls) -> str:
+        binary("mosquitto_pub")
         return binary("mosquitto", *SBIN)
 
     def prepare(self) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .base import Server
+from .chromium import Chromium
 from .java import Artemis, Kafka
 from .mosquitto import Mosquitto
 from .nats import NATS
@@ -31,7 +32,7 @@ KINDS: dict[str, type[Server]] = {
     kind.name: kind
     for kind in (
         *(Postgres, PgBouncer, NATS, RabbitMQ, Redis, Primary, Replica, Sentinel),
-        *(Kafka, Mosquitto, Artemis),
+        *(Kafka, Mosquitto, Artemis, Chromium),
     )
 }
 

@@ -383,8 +383,9 @@ def test_by_hand() -> None:
 def test_the_compose_file_has_the_same_servers_on_loopback_ports() -> None:
     text = (ROOT / "compose.yaml").read_text()
     services = text.split("\nservices:")[1].split("\nconfigs:")[0]
-    assert sorted(re.findall(r"^  (\w+):$", services, re.M)) == sorted(NAMES_BY_HAND)
-    assert all(f"#   export TIDINGS_TEST_{name.upper()}=" in text for name in NAMES_BY_HAND)
+    brokers = sorted({*NAMES_BY_HAND} - {"chromium"})  # a browser must see this machine's loopback: no container does
+    assert sorted(re.findall(r"^  (\w+):$", services, re.M)) == brokers
+    assert all(f"#   export TIDINGS_TEST_{name.upper()}=" in text for name in brokers)
     published = re.findall(r'"([^"]*:\d+)"', "".join(re.findall(r"ports: (.*)", services)))
     assert published
     assert all(port.startswith("127.0.0.1:") for port in published)

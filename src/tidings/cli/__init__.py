@@ -40,6 +40,9 @@ BEFORE_STDIN = ("--file", "--lines", "--text", "--json", "--stream", "--sort", "
 VERBS = {
     "run": ("run:run", "Run an app: its handlers, until SIGTERM or Ctrl-C."),
     "dev": ("dev:dev", "Run an app while you write it: starts anew on a change."),
+    "serve": ("serve:serve", "Open a bus to HTTP, browsers, gRPC and devices."),
+    "token": ("token:app", "Tokens of clients of `serve`: add, list, revoke."),
+    "device": ("device:app", "MQTT devices of `serve --engine nats`: add, list, remove."),
     "new": ("new:new", "Make a small project that runs, tests and deploys."),
     "publish": ("publish:publish", "Publish a message, or one for each line."),
     "request": ("request:request", "Ask a service, and print its reply."),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tidings import App
+from tidings.asyncapi.project import project_file
 from tidings.kernel.errors import BusUnavailable, InvalidOption, InvalidURL, Unsupported, nearest
 from tidings.kernel.transport import Inspectable, Manageable, Options, Stored, Transport
 from tidings.transports._url import shown
@@ -76,12 +77,6 @@ def find_source(given: str | None) -> Source:
             mend="--url sqlite:///shop.db, or export TIDINGS_URL=sqlite:////absolute/path/shop.db",
         )
     return found
-
-
-def project_file(folder: Path) -> Path | None:
-    """The nearest pyproject.toml, in a folder or above it; what this user may not look into has none."""
-    files = (parent / "pyproject.toml" for parent in (folder, *folder.parents))
-    return next((file for file in files if os.path.isfile(file)), None)
 
 
 def _project_url(project: Path) -> Source | None:

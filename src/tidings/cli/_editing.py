@@ -16,6 +16,7 @@ import msgspec
 
 from tidings import Message
 from tidings.kernel.errors import InvalidOption, PayloadRefused, TidingsError
+from tidings.transports._wire import data
 
 from . import show
 from ._input import whole
@@ -39,7 +40,7 @@ async def edited(message: Message[Any], body: str | None, file: str | None, keep
 
 def checked(message: Message[Any], body: bytes) -> bytes:
     """``body``, if it is of the kind the message has; JSON without space around it."""
-    found = show.data(message).get("data")
+    found = data(message).get("data")
     try:
         if isinstance(found, msgspec.Raw):
             msgspec.json.decode(body)
@@ -56,7 +57,7 @@ def checked(message: Message[Any], body: bytes) -> bytes:
 def _in_editor(message: Message[Any], keep: bool) -> Iterator[bytes]:
     """Raises ``InvalidOption`` where there is no editor, and when it fails: then nothing is replayed."""
     command = os.environ.get("VISUAL") or os.environ.get("EDITOR") or ("vi" if sys.stdin.isatty() else "")
-    found = show.data(message).get("data")
+    found = data(message).get("data")
     if not command or found is None:
         why = "it is no text" if command else "there is no terminal, and no $EDITOR"
         raise InvalidOption("the body cannot be edited here", why=why, mend="--body '{\"id\": 7}', or --file FILE")

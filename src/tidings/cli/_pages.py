@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from tidings.gateway import refusals
 from tidings.kernel import errors
 from tidings.kernel.errors import BusError, DeliveryError, NotFound, RequestError, TidingsError, UsageError, nearest
 
@@ -17,6 +18,7 @@ FAULTS: tuple[tuple[type[TidingsError], str], ...] = (
     (BusError, "the bus's"),
     (RequestError, "the answerer's"),
     (DeliveryError, "the message's"),
+    (refusals.Refused, "the client's"),
     (errors.HandlerTimeout, "the handler's"),
     (errors.HandlerCrashed, "the handler's"),
     (TidingsError, "nobody's in particular"),
@@ -41,6 +43,8 @@ class Page(NamedTuple):
         whose = next(told for kind, told in FAULTS if issubclass(self.kind, kind))
         if issubclass(self.kind, OF_HANDLING):
             return f"{whose}; told by its dead letter and the log"
+        if issubclass(self.kind, refusals.Refused):
+            return f"{whose}; told by the answer of the server"
         return f"{whose}; exit code {exit_code(self.kind)}"
 
     @property
@@ -54,7 +58,8 @@ def pages() -> dict[str, Page]:
     """Every page by its code, in order."""
     _, *parts = re.split(r"^# (TDG-E\d{3})\n", Path(__file__).with_name("errors.md").read_text("utf-8"), flags=re.M)
     texts = dict(zip(parts[::2], parts[1::2], strict=True))
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, TidingsError)]
+    named = (vars(errors) | vars(refusals)).values()
+    kinds = [kind for kind in named if isinstance(kind, type) and issubclass(kind, TidingsError)]
     return {kind.code: Page(kind, texts[kind.code].strip()) for kind in sorted(kinds, key=lambda kind: kind.code)}
 
 

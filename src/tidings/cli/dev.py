@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from tidings import App
+from tidings.asyncapi.schemas import example_of
 from tidings.kernel.topics import CAPTURE, DEAD
 from tidings.router import Registration
 from tidings.transports._url import shown
@@ -22,7 +23,6 @@ from tidings.transports._url import shown
 from . import run, show
 from ._bus import Source, configured, file_of, is_memory
 from ._options import Json, Target, Url
-from ._schemas import example_of
 from ._target import find_target, source_folder
 from ._watch import Files
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import math
 import os
 import shutil
@@ -20,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 import msgspec
 
 from tidings.kernel.errors import PACKAGE, TidingsError
-from tidings.kernel.message import JSON, Message
+from tidings.kernel.message import Message
+from tidings.transports._wire import data
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -165,25 +165,6 @@ def span(seconds: float) -> str:
 
 
 # -- messages
-
-
-def data(message: Message[Any]) -> dict[str, Any]:
-    """The body under its CloudEvents name: ``data`` for JSON and text, else ``data_base64``."""
-    kind = message.content_type.partition(";")[0].strip().lower()
-    if not message.body:
-        return {}
-    if kind in ("", JSON, "text/json") or kind.endswith("+json"):
-        try:
-            msgspec.json.decode(message.body)
-            return {"data": msgspec.Raw(message.body)}
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            kind = kind or "text/plain"
-    if kind.startswith("text/"):
-        try:
-            return {"data": message.body.decode()}
-        except UnicodeDecodeError:
-            pass
-    return {"data_base64": base64.b64encode(message.body).decode()}
 
 
 def body_line(message: Message[Any]) -> str:

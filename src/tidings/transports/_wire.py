@@ -6,12 +6,15 @@ binding wants it. The user's own headers travel as they are. ``docs/wire.md`` sa
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
-from tidings.kernel.message import Headers, Message
+import msgspec
+
+from tidings.kernel.message import JSON, Headers, Message
 
 
 def attributes(message: Message[Any]) -> dict[str, str]:
@@ -87,6 +90,25 @@ def counts(told: Mapping[str, str]) -> tuple[int, int]:
     """The failures and crashes of a copy; zeros for anything else."""
     failures, crashes = told.get("tdgfailures", ""), told.get("tdgcrashes", "")
     return (int(failures) if failures.isdecimal() else 0), (int(crashes) if crashes.isdecimal() else 0)
+
+
+def data(message: Message[Any]) -> dict[str, Any]:
+    """The body under its CloudEvents name: ``data`` for JSON and text, else ``data_base64``."""
+    kind = message.content_type.partition(";")[0].strip().lower()
+    if not message.body:
+        return {}
+    if kind in ("", JSON, "text/json") or kind.endswith("+json"):
+        try:
+            msgspec.json.decode(message.body)
+            return {"data": msgspec.Raw(message.body)}
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            kind = kind or "text/plain"
+    if kind.startswith("text/"):
+        try:
+            return {"data": message.body.decode()}
+        except UnicodeDecodeError:
+            pass
+    return {"data_base64": base64.b64encode(message.body).decode()}
 
 
 def stamp(time: float) -> str:

@@ -370,10 +370,10 @@ class Store:
         while self.delayed and self.delayed[0][0] <= now:
             self.append([heappop(self.delayed)[2]], now, notify)
 
-    def retained(self, pattern: str) -> list[Stored]:
-        """What matches, dead letters included, by position."""
-        found = [s for s in chain(self.log, *self.dead.values()) if matches(pattern, s.message.destination)]
-        return sorted(found, key=lambda stored: stored.position)
+    def retained(self, pattern: str, after: int = 0) -> list[Stored]:
+        """What matches beyond a position, dead letters included, by position."""
+        later = (takewhile(lambda s: s.position > after, reversed(some)) for some in (self.log, *self.dead.values()))
+        return sorted((s for s in chain(*later) if matches(pattern, s.message.destination)), key=lambda s: s.position)
 
     def join(self, subscription: Subscription, name: str | None) -> Group:
         """The group, created or changed: the last registration wins, from now on; what waits is drained."""
@@ -484,7 +484,10 @@ class MemoryTransport(Keeping):
         return [g.info(sum(len(self.store.dead.get(DEAD + name, ())) for name in g.names)) for g in known]
 
     async def peek(self, pattern: str, after: int = 0, limit: int = 100) -> Sequence[Stored]:
-        return list(islice((stored for stored in self.store.retained(pattern) if stored.position > after), limit))
+        return self.store.retained(pattern, after)[:limit]
+
+    async def position(self) -> int:
+        return self.store.position
 
     async def rename(self, group: str, to: str) -> None:
         found, store = self._at_rest(group), self.store

@@ -25,7 +25,7 @@ import nats as nats  # whoever lacks it is told so here, before anything is open
 from msgspec import Struct
 
 from tidings.kernel.errors import BusUnavailable, Duration, InvalidOption, InvalidURL
-from tidings.kernel.topics import TOKEN
+from tidings.kernel.topics import TOKEN, check_pattern
 from tidings.transports._tls import secured, unsecured
 from tidings.transports._url import SEED, fill, hidden, locate, shown
 
@@ -60,6 +60,7 @@ class NATS(Struct, frozen=True, kw_only=True):
     sync: Literal["interval", "always"] = "interval"  # what the server is configured to: it does not tell
     provision: bool = True
     domain: str = ""
+    devices: str = ""  # what MQTT devices subscribe to: patterns, separated by commas
     credentials: str = ""  # files
     nkey: str = ""
     ca: str = ""
@@ -78,7 +79,16 @@ class NATS(Struct, frozen=True, kw_only=True):
         options = fill(cls, url, at.query, **given, tls=at.scheme == "nats+tls")
         if options.namespace and not TOKEN.fullmatch(options.namespace):
             raise InvalidURL(f"namespace cannot be {options.namespace!r}", mend="letters, digits, '_' and '-'")
+        if options.devices and options.namespace:
+            raise InvalidURL("devices= is for a bus without namespace=", why="MQTT topics have no place for one")
+        for pattern in options.listening:
+            check_pattern(pattern)
         return options
+
+    @property
+    def listening(self) -> tuple[str, ...]:
+        """The patterns of ``devices``."""
+        return tuple(filter(None, self.devices.split(",")))
 
     def transport(self) -> NATSTransport:
         from .transport import NATSTransport

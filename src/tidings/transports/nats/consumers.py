@@ -17,8 +17,8 @@ from tidings.transports._points import passed
 from tidings.transports._wire import attributes, copied
 
 from .connection import AGAIN, ANSWER, Pull, status
-from .frames import LOST, Bounds, Claim, Frame, Refused, delivered, fenced, forgotten, head, place
-from .stream import MARK, Letter
+from .frames import LOST, Bounds, Claim, Frame, Letter, Refused, delivered, fenced, forgotten, head, place
+from .stream import MARK
 
 if TYPE_CHECKING:
     from .transport import NATSTransport

@@ -20,7 +20,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from tidings.kernel.errors import BusError, TidingsError
 from tidings.kernel.message import Headers, Message
@@ -28,9 +28,11 @@ from tidings.kernel.topics import GROUP, matches
 from tidings.kernel.transport import Delivery, Failure, Session
 from tidings.transports._wire import counts, instant, restored
 
+MQTT, SESSIONS = "$MQTT_msgs", "$MQTT.msgs."  # the server's stream of what devices send with QoS 1, and its subjects
+
 _PLAIN = re.compile(r"(?:[^:\s]+: [!#$&-~]*\r\n)*").fullmatch
 _BARE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
-_NAME = re.compile(r"(?!nats-|ce-|tdg-)[!#$&'*+\-.^_`|~0-9A-Za-z]+", re.IGNORECASE).fullmatch
+_NAME = re.compile(r"(?!nats-|nmqtt-|ce-|tdg-)[!#$&'*+\-.^_`|~0-9A-Za-z]+", re.IGNORECASE).fullmatch
 _VALUE = re.compile(r"(?:[^\s\x00-\x1f\x7f](?:[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?)?").fullmatch
 
 
@@ -48,6 +50,25 @@ class Frame(NamedTuple):
         length, head = len(self.head), self.head
         sizes = length, length + len(self.body)
         return b"HPUB %s %s %d %d\r\n%s%s\r\n" % (self.subject.encode(), reply.encode(), *sizes, head, self.body)
+
+
+class Letter(Struct, frozen=True):
+    """A message on its way: for whom (an index), where, as what, under which id."""
+
+    index: int
+    message: Message[Any]
+    to: str
+    told: Mapping[str, str]
+    key: str
+    due: float | None = None
+    device: bool = False  # for sessions of MQTT, too
+
+    def copies(self, devices: Sequence[str]) -> Sequence[Letter]:
+        """It, and for the sessions of MQTT another: the server makes that of what comes by MQTT only."""
+        if not any(matches(pattern, self.to) for pattern in devices):
+            return (self,)
+        to, key = SESSIONS + self.to, f"{self.key}/mqtt"
+        return structs.replace(self, device=True), structs.replace(self, to=to, key=key, device=True)
 
 
 class Refused(NamedTuple):
@@ -113,7 +134,7 @@ def parsed(block: bytes) -> dict[str, str]:
 @lru_cache(1024)
 def _attribute(name: str) -> str | None:
     """What a header is called as an attribute; "" for the server's own, None for others."""
-    return name[3:].lower() if name[:3] in ("ce-", "Ce-", "CE-") else "" if name[:5] == "Nats-" else None
+    return name[3:].lower() if name[:3] in ("ce-", "Ce-", "CE-") else "" if name[:5] in ("Nats-", "Nmqtt") else None
 
 
 def opened(
@@ -150,6 +171,11 @@ def superset(subject: str, other: str) -> bool:
     if len(narrow) < len(wide) or (len(narrow) > len(wide) and wide[-1] != ">"):
         return False
     return all(w == ">" or w == n or (w == "*" and n != ">") for w, n in zip(wide, narrow, strict=False))
+
+
+def admitted(pattern: str, destination: str) -> bool:
+    """Whether what a filter on ``pattern`` brought is in it: not what is reserved, unless it says so, or MQTT's."""
+    return destination[0] not in "_$" or (matches(pattern, destination) and destination[0] != "$")
 
 
 def widened(subjects: Iterable[str], more: Iterable[str]) -> list[str]:
@@ -302,7 +328,7 @@ class Bounds(Struct, frozen=True):
     end: float = float("inf")  # the last message
 
     def admits(self, destination: str, position: int) -> bool:
-        return position <= self.end and (destination[0] != "_" or matches(self.pattern, destination))
+        return position <= self.end and admitted(self.pattern, destination)
 
 
 def private(groups: Sequence[str], prefix: str) -> list[str]:

@@ -13,13 +13,13 @@ from msgspec import structs
 
 from tidings.kernel.errors import BusError
 from tidings.kernel.message import Message, new_id
-from tidings.kernel.topics import REPLY, REQUEST, matches, token
+from tidings.kernel.topics import REPLY, REQUEST, token
 from tidings.kernel.transport import ACK, Delivery, Event, Failure, Session, Settlement
 from tidings.transports._wire import attributes
 
 from .connection import ANSWER, Ear, status
-from .frames import opened
-from .stream import NATIVE_REPLY, Letter
+from .frames import Letter, admitted, opened
+from .stream import NATIVE_REPLY
 
 if TYPE_CHECKING:
     from .transport import NATSTransport
@@ -100,7 +100,7 @@ class Listener:
         if status(msg):
             return
         destination = msg.subject.removeprefix(self.transport.prefix)
-        if destination[0] == "_" and not matches(self.pattern, destination):
+        if not admitted(self.pattern, destination):
             return
         now = self.transport.clock.now()
         message, _ = opened(destination, msg.data, msg.headers, new_id(), now)

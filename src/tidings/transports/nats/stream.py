@@ -6,11 +6,9 @@ import asyncio
 import contextlib
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from hashlib import blake2b
 from typing import Any
-
-from msgspec import Struct
 
 from tidings.kernel import errors
 from tidings.kernel import transport as spi
@@ -23,7 +21,7 @@ from tidings.transports._wire import attributes, stamp
 
 from . import NATS
 from .connection import AGAIN, ANSWER, Answer, Connection, text_of
-from .frames import Frame, Refused, head, superset, widened
+from .frames import MQTT, SESSIONS, Frame, Letter, Refused, head, superset, widened
 
 Notify = Callable[[Event], None]
 
@@ -35,17 +33,6 @@ OWN = tuple(name + ">" for name in (GROUP, DEAD, TICK, MARK, DELAY, WON, SUBJECT
 FULL, TOO_LARGE = (10047, 10077), 10054
 CORE = (REQUEST, REPLY)  # what is never stored
 NATIVE_REPLY = REPLY + "native."  # somebody else's inbox, as one token
-
-
-class Letter(Struct, frozen=True):
-    """A message on its way: for whom (an index), where, as what, under which id."""
-
-    index: int
-    message: Message[Any]
-    to: str
-    told: Mapping[str, str]
-    key: str
-    due: float | None = None
 
 
 class Stream(Connection):
@@ -63,6 +50,8 @@ class Stream(Connection):
         self.api = f"$JS.{options.domain}.API" if options.domain else "$JS.API"
         self.name = options.stream or options.namespace or "tidings"
         self.direct = f"{self.api}.DIRECT.GET.{self.name}"
+        self.own = [self.prefix + subject for subject in OWN] + ([SESSIONS + ">"] if self.name == MQTT else [])
+        self.devices = options.listening
         self.subjects: list[str] = []
         self.firsts: set[str] = set()  # first tokens of topics that the stream takes, all of them
         self.covered: set[str] = set()
@@ -97,7 +86,7 @@ class Stream(Connection):
         """The stream, created or found, with all that is needed; what it cannot do is refused."""
         from nats.js import api
 
-        options, name = self.options, self.name
+        options, name, own = self.options, self.name, self.own
         info = await self.ask("stream_info", name, missing=None)
         wanted: dict[str, Any] = {
             "allow_direct": True,
@@ -105,7 +94,6 @@ class Stream(Connection):
             "allow_msg_schedules": True,
             "allow_rollup_hdrs": True,
         }
-        own = [self.prefix + subject for subject in OWN]
         if info is None:
             if not options.provision:
                 raise errors.NotFound(f"there is no stream {name!r}", mend="create it, or leave out provision=false")
@@ -113,7 +101,12 @@ class Stream(Connection):
             kept["duplicate_window"] = min(seconds(options.dedup, "dedup"), kept["max_age"] or math.inf)
             kept |= {"storage": api.StorageType(options.storage), "num_replicas": options.replicas}
             config = api.StreamConfig(name=name, subjects=own, **kept, **wanted)
-            info = await self.ask("add_stream", config)
+            try:
+                info = await self.ask("add_stream", config)
+            except errors.BusError:
+                info = await self.ask("stream_info", name, missing=None)
+                if info is None:  # else somebody else was quicker, and has widened it
+                    raise
         config = info.config
         lacking = [flag for flag in wanted if not getattr(config, flag)]
         missing = [s for s in own if not any(superset(known, s) for known in config.subjects or ())]
@@ -164,7 +157,7 @@ class Stream(Connection):
         Two who add subjects at once could undo each other's: each first leaves a note (what every bus needs takes
         none), and whoever writes last has read all notes left before.
         """
-        new = {name for name in names if name not in self.covered and name[0] not in "*>_"}
+        new = {name for name in names if name not in self.covered and name[0] not in "*>_$"}
         firsts = {first for name in new if (first := name.partition(".")[0]) not in self.firsts}
         lacking = {name for name in new if not self._takes(name)} if firsts else ()
         if lacking and not self.options.provision:
@@ -208,6 +201,8 @@ class Stream(Connection):
     async def send(self, letters: Sequence[Letter]) -> dict[int, Failure]:
         """Store all, or hand them to who listens now; the first failure of each index."""
         failed: dict[int, Failure] = {}
+        if self.devices:
+            letters = [each for letter in letters for each in letter.copies(self.devices)]
         core = [letter for letter in letters if letter.to.startswith(CORE)]
         if core:
             await self._send_core(core, failed)
@@ -240,6 +235,8 @@ class Stream(Connection):
         message, to, told, key, due = letter.message, letter.to, letter.told, letter.key, letter.due
         native = {"Nats-Msg-Id": key}
         subject = self.prefix + to
+        if letter.device:
+            native["Nmqtt-Pub"] = "1"  # who subscribes with QoS 1 gets it from the session, and not twice
         if to.startswith(DEAD):
             native["Nats-TTL"] = "never"
         if due is not None and due > now:

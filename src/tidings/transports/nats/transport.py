@@ -21,7 +21,7 @@ from tidings.kernel.transport import Event, Failure, Subscription
 from . import NATS
 from .connection import Ear, status
 from .consumers import ACK_WAIT, GroupConsumer
-from .frames import AGAIN, Frame, Generation, durable, head, metadata, opened, private, starting, stored_at
+from .frames import AGAIN, Frame, Generation, admitted, durable, head, metadata, opened, private, starting, stored_at
 from .listener import Listener
 from .stream import DELAY, KNOWN, MARK, WON, Notify, Stream
 
@@ -179,7 +179,7 @@ class NATSTransport(Stream):
 
     async def _succeed(self, last: Generation, subscription: Subscription | None, start: float | None = None) -> None:
         """A new generation: it reads ``subscription``'s pattern from now, or ``last``'s since ``start``."""
-        first = (await self.ask("stream_info", self.name)).state.last_seq + 1
+        first = await self.position() + 1
         if start is not None:
             first = await self._first_since(start) or first
         pattern, app = (subscription.pattern, subscription.app) if subscription else (last.pattern, last.app)
@@ -225,7 +225,7 @@ class NATSTransport(Stream):
         return {name.removeprefix(self.prefix): number for name, number in (info.state.subjects or {}).items()}
 
     async def topics(self, pattern: str = ">") -> Sequence[spi.TopicInfo]:
-        found = {name: n for name, n in (await self._counts(pattern)).items() if matches(pattern, name)}
+        found = {name: n for name, n in (await self._counts(pattern)).items() if admitted(pattern, name)}
         frames = [Frame(f"{self.direct}.{self.prefix}{name}", b"", b"") for name in found]
         last = await self.exchange(frames) if 0 < len(frames) <= MANY else [None] * len(found)
         infos = (spi.TopicInfo(name, n, stored_at(at)) for (name, n), at in zip(found.items(), last, strict=True))
@@ -249,11 +249,9 @@ class NATSTransport(Stream):
         return found
 
     async def _oldest(self, each: Sequence[Generation]) -> float | None:
-        found = []
-        for one in each:
-            at = {"seq": one.info.ack_floor.stream_seq + 1, "next_by_subj": self.prefix + one.pattern, "batch": 1}
-            found += await self.read(self.direct, at)
-        return min(filter(None, map(stored_at, found)), default=None)
+        firsts = [(one.info.ack_floor.stream_seq + 1, self.prefix + one.pattern) for one in each]
+        asked = [{"seq": first, "next_by_subj": subject, "batch": 1} for first, subject in firsts]
+        return min(filter(None, [stored_at(m) for at in asked for m in await self.read(self.direct, at)]), default=None)
 
     async def peek(self, pattern: str, after: int = 0, limit: int = 100) -> Sequence[spi.Stored]:
         found: list[spi.Stored] = []
@@ -262,12 +260,15 @@ class NATSTransport(Stream):
             came = await self.read(self.direct, question)
             for msg in came:
                 to, after = msg.headers["Nats-Subject"].removeprefix(self.prefix), int(msg.headers["Nats-Sequence"])
-                if matches(pattern, to):
+                if admitted(pattern, to):
                     message, _ = opened(to, msg.data, msg.headers, str(after), stored_at(msg) or 0.0)
                     found.append(spi.Stored(after, message))
             if not came:
                 break
         return found
+
+    async def position(self) -> int:
+        return int((await self.ask("stream_info", self.name)).state.last_seq)
 
     async def _at_rest(self, group: str) -> list[Generation]:
         known = await self.generations()

@@ -311,16 +311,17 @@ class PostgresTransport(Keeping):
 
     async def peek(self, pattern: str, after: int = 0, limit: int = 100) -> Sequence[Stored]:
         await self.tail_once()
-        fits = expression(pattern).fullmatch
-        channels = [id for id, name in self.names.items() if fits(name)]
+        channels = [id for id, name in self.names.items() if expression(pattern).fullmatch(name)]
         found, more = list[Stored](), bool(channels)
         while more and len(found) < limit:
             row = await self.call("live", channels, after, limit - len(found))
-            if row["seqs"]:
-                pairs = zip(row["seqs"], messages(row["records"], len(row["seqs"])), strict=True)
-                found += [Stored(*pair) for pair in pairs]
+            found += map(Stored, row["seqs"] or (), messages(row["records"] or b"", len(row["seqs"] or ())))
             after, more = row["looked"], row["more"]
         return found
+
+    async def position(self) -> int:
+        await self.tail_once()
+        return self.seen
 
     async def _rows(self, query: str, *args: Any) -> Any:
         aggregate = query.format(f'"{self.options.namespace}"')

@@ -200,6 +200,9 @@ class SQLiteTransport(Keeping):
         found = await self._look(lambda steps: read(steps, pattern, after, limit))
         return [spi.Stored(*stored) for stored in zip(found.numbers, found.messages, strict=True)]
 
+    async def position(self) -> int:
+        return await self._look(lambda steps: steps.log.seq)
+
     async def rename(self, group: str, to: str) -> None:
         await self.writer.submit(partial(self.steps.rename, group, to))
 

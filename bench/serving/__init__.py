@@ -1,0 +1,1 @@
+"""What is served to devices, browsers and other languages, beside bare servers that do the same work."""
