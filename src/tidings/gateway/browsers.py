@@ -47,10 +47,8 @@ class Browsers:
     def _stranger(self, scope: Scope) -> Forbidden | None:
         headers = Headers(scope=scope)
         host = headers.get("host", "")
-        here = not host or is_loopback(_name(host)) or host.lower() in self.hosts
-        if (
-            not here and self.only_here() and (scope.get("server") or ("", None))[1] is not None
-        ):  # a Unix socket is safe
+        by_port = (scope.get("server") or ("", None))[1] is not None  # a Unix socket is safe
+        if by_port and self.only_here() and not self._is_here(host):
             what = f"this server is not called {host!r}"
             mend = f"call it localhost, give others tokens (`tidings token add`), or say origins = ['http://{host}']"
             return Forbidden(what, why="everybody may come, so it answers to names of this machine only", mend=mend)
@@ -59,6 +57,9 @@ class Browsers:
             return None
         why = "its origin is another site"
         return Forbidden(f"a page of {origin!r} may not come", why=why, mend=f"add it: origins = [{origin!r}]")
+
+    def _is_here(self, host: str) -> bool:
+        return not host or is_loopback(_name(host)) or host.lower() in self.hosts
 
 
 async def _refuse(error: Forbidden, scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import ssl
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ log = logging.getLogger("tidings")
 BACKLOG = 2048
 
 
+@lru_cache(256)
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a host of this name."""
     name = host.strip("[]").rstrip(".").lower()

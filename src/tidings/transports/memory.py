@@ -19,7 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
-from itertools import chain, islice, takewhile
+from itertools import islice, takewhile
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -32,6 +32,7 @@ from tidings.kernel.message import Message, seconds
 from tidings.kernel.topics import DEAD, GROUP, REPLY, matches
 from tidings.kernel.transport import Delivery, Event, Failure, Stored, Subscription
 from tidings.transports._matcher import Matcher
+from tidings.transports._retained import page
 from tidings.transports._tables import Committing, Keeping, Tables
 
 Notify = Callable[[Event], None]
@@ -370,10 +371,9 @@ class Store:
         while self.delayed and self.delayed[0][0] <= now:
             self.append([heappop(self.delayed)[2]], now, notify)
 
-    def retained(self, pattern: str, after: int = 0) -> list[Stored]:
-        """What matches beyond a position, dead letters included, by position."""
-        later = (takewhile(lambda s: s.position > after, reversed(some)) for some in (self.log, *self.dead.values()))
-        return sorted((s for s in chain(*later) if matches(pattern, s.message.destination)), key=lambda s: s.position)
+    def retained(self, pattern: str, after: int = 0, limit: int | None = None) -> list[Stored]:
+        """What matches beyond a position, dead letters included, by position: the first ``limit`` of it."""
+        return page((self.log, *self.dead.values()), pattern, after, limit)
 
     def join(self, subscription: Subscription, name: str | None) -> Group:
         """The group, created or changed: the last registration wins, from now on; what waits is drained."""
@@ -484,7 +484,7 @@ class MemoryTransport(Keeping):
         return [g.info(sum(len(self.store.dead.get(DEAD + name, ())) for name in g.names)) for g in known]
 
     async def peek(self, pattern: str, after: int = 0, limit: int = 100) -> Sequence[Stored]:
-        return self.store.retained(pattern, after)[:limit]
+        return self.store.retained(pattern, after, limit)
 
     async def position(self) -> int:
         return self.store.position
