@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 from tidings.kernel.errors import BusError
 from tidings.kernel.message import Message
 from tidings.kernel.settling import AGAIN
-from tidings.kernel.transport import Consumer, Inspectable, Subscription, Transport
+from tidings.kernel.transport import Consumer, Delivery, Inspectable, Subscription, Transport
 
 from .refusals import Malformed
 
@@ -87,14 +87,16 @@ class Feed:
         self._wake()
 
     async def _run(self, consumer: Consumer) -> None:
+        batch: Sequence[Delivery] = ()
         try:
             while True:
                 try:
-                    batch = await consumer.receive(PAGE)
+                    batch = batch or await consumer.receive(PAGE)
                     if not batch:
                         return
                     await self._take([delivery.message for delivery in batch])
-                except BusError:
+                    batch = ()
+                except BusError:  # what was not read is looked for again
                     await asyncio.sleep(AGAIN)
         except BaseException as error:
             self.error = error
