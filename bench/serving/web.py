@@ -46,7 +46,7 @@ class Size(NamedTuple):
     posting: int = 64
     batches: int = 8
     followers: int = 5_000
-    seconds: int = 10
+    seconds: int = 6
 
 
 def words(subject: str, folder: Path) -> tuple[str, ...]:
