@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from tests.state.stores import url_of
 
 from tidings import App, Backoff, Defer, Message, Reject, Retry, Service, Topic
 from tidings.gateway import Gateway, Limits, Principal, Rights
-from tidings.gateway.feeds import PAGE
+from tidings.gateway.feeds import PAGE, Feeds
 from tidings.gateway.refusals import Forbidden, Limited, Malformed
 from tidings.gateway.rights import ANYONE
-from tidings.kernel.errors import InvalidName, NoAnswerer, NotOpen, TooLarge
+from tidings.kernel.errors import BusUnavailable, InvalidName, NoAnswerer, NotOpen, RequestTimeout, TooLarge
+from tidings.kernel.transport import Consumer, Stored, Subscription
+from tidings.transports.memory import Memory
 
 KINDS = ["memory", "sqlite"]
 DEADLINE = 20.0
+ANYONE_AND_DEAD = Principal("operator", Rights(subscribe=(">", "_dead.>")))
 
 
 def drafts(topic: str, count: int, begin: int = 0) -> list[Message[Any]]:
@@ -227,7 +231,7 @@ async def test_order_by_key(tmp_path: Path) -> None:
 
 async def test_what_a_client_keeps_for_too_long_is_tried_again(tmp_path: Path) -> None:
     async with opened("memory", tmp_path) as gateway:
-        claim = await gateway.claim(ANYONE, "a", "web.tab", acknowledge=0.2)
+        claim = await gateway.claim(ANYONE, "a", "web.tab", acknowledge=0.0)  # a second at least
         await gateway.publish(ANYONE, drafts("a", 1))
         (first,) = await take(claim, 1)
         (second,) = await take(claim, 1)
@@ -333,4 +337,162 @@ async def test_claims_end_with_the_gateway(tmp_path: Path) -> None:
         assert len(await take(await gateway.claim(ANYONE, "a", "web.tab"), 1)) == 1  # at once: it was given back
 
 
-ANYONE_AND_DEAD = Principal("operator", Rights(subscribe=(">", "_dead.>")))
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"key": "k\r\nNats-Rollup: all"},
+        {"id": "a\nb"},
+        {"type": "t\x00"},
+        {"content_type": "text/plain\r\nce-tdgtopic: bank"},
+        {"correlation_id": "\x7f"},
+        {"headers": (("ce_tdgtopic", "bank"),)},
+        {"headers": (("fine", ""), ("CE-tdgtopic", "bank"))},
+        {"headers": (("cloudEvents:tdgtopic", "bank"),)},
+        {"headers": (("tdgreply", "value"),)},
+        {"headers": (("Nats-Rollup", "all"),)},
+        {"headers": (("a\r\nb", ""),)},
+        {"time": -1e11},
+        {"deliver_at": 1e12},
+        {"expires_at": float("nan")},
+    ],
+    ids=repr,
+)
+async def test_what_a_bus_might_read_as_something_else_is_refused(said: dict[str, Any], tmp_path: Path) -> None:
+    async with opened("memory", tmp_path) as gateway:
+        with pytest.raises(Malformed):
+            await gateway.publish(ANYONE, [Message("a", b"1"), Message("a", b"2", **said)])
+        assert await gateway.bus.transport.peek(">") == []  # type: ignore[attr-defined]
+
+
+async def test_what_only_looks_strange_is_published(tmp_path: Path) -> None:
+    async with opened("memory", tmp_path) as gateway:
+        headers = (("x-céline", "line\r\nof text"), ("cents", "7"))
+        draft = Message[Any]("a", b"1", key="\N{NO-BREAK SPACE}\N{SNOWMAN}", time=-1.0, headers=headers)
+        (sealed,) = await gateway.publish(ANYONE, [draft])
+        assert (sealed.key, sealed.headers, sealed.time) == (draft.key, headers, -1.0)
+
+
+@pytest.mark.parametrize("served", [True, False], ids=["its-own-app", "another-app"])
+async def test_an_app_s_group_is_joined_as_it_is(served: bool, tmp_path: Path) -> None:
+    """Whoever joined last would say what the group reads: the app would get nothing of the rest."""
+    shop, seen = App("shop", url_of("sqlite", tmp_path)), asyncio.Queue[int]()
+
+    @shop.on(Topic("orders.>", int))
+    async def bill(n: int) -> None:
+        seen.put_nowait(n)
+
+    serving = Gateway(shop if served else App("gate", url_of("sqlite", tmp_path)))
+    async with asyncio.timeout(DEADLINE), shop, serving as gateway:
+        for pattern in ("orders.placed", ">", "stock"):
+            with pytest.raises(Forbidden, match=r"'shop\.bill' does not read"):
+                await gateway.claim(ANYONE, pattern, "shop.bill")
+        await (await gateway.claim(ANYONE, "orders.>", "shop.bill", credit=0)).close()
+        await shop.publish(Topic("orders.paid", int), 7)
+        assert await seen.get() == 7
+
+
+async def test_a_client_may_change_what_its_own_group_reads(tmp_path: Path) -> None:
+    async with opened("sqlite", tmp_path) as gateway:
+        await (await gateway.claim(ANYONE, "a", "web.tab")).close()
+        claim = await gateway.claim(ANYONE, "b", "web.tab")
+        await gateway.publish(ANYONE, [*drafts("a", 1), *drafts("b", 1, 5)])
+        assert bodies(await take(claim, 1)) == [5]
+
+
+async def test_all_clients_together_have_only_so_much_in_hand(tmp_path: Path) -> None:
+    async with opened("memory", tmp_path, in_hand=10) as gateway:
+        first = await gateway.claim(ANYONE, "a", "a.b", credit=4)
+        second = await gateway.claim(ANYONE, "a", "a.c", credit=4)
+        second.grant(100)
+        assert (first.credit, second.credit) == (4, 6)
+        with pytest.raises(Limited, match="in hand"):
+            await gateway.claim(ANYONE, "a", "a.d", credit=1)
+        with pytest.raises(Limited, match="in hand"):
+            first.grant(5)
+        first.grant(2)
+        third = await gateway.claim(ANYONE, "a", "a.d", credit=5)
+        assert third.credit == 2
+        await second.close()
+        first.grant(100)
+        assert first.credit == 8
+        await first.close()
+        await third.close()
+        await third.close()
+        assert gateway._hands.left == 10
+
+
+async def test_a_request_waits_no_longer_than_it_may(tmp_path: Path) -> None:
+    app = App("shop", "memory://")
+
+    @app.answer(prices)
+    async def quote(asked: dict[str, int]) -> dict[str, int]:
+        await asyncio.Event().wait()
+        return {}
+
+    app.grace = 0.0
+    async with asyncio.timeout(DEADLINE), app, Gateway(app, Limits(deadline=0.1)) as gateway:
+        with pytest.raises(RequestTimeout, match=r"within 0\.1 s"):
+            await anext(gateway.request(ANYONE, "prices.quote", b"{}", "application/json", timeout="1h"))
+
+
+async def test_a_past_that_is_gone_is_a_gap(tmp_path: Path) -> None:
+    """Also when nothing at all is left, and when the log is another one than the cursor's."""
+    async with opened("memory", tmp_path) as gateway:
+        await gateway.publish(ANYONE, drafts("a", 10))
+        cast(Any, gateway.bus.transport).store.log.clear()  # as retention does
+        follower = await gateway.follow(ANYONE, "a", after="3")
+        assert follower.gap == 1
+        assert (await gateway.follow(ANYONE, "a", after="10")).gap == 0
+        stranger = await gateway.follow(ANYONE, "a", after="1000")
+        assert (stranger.gap, stranger.cursor) == (1, "10")
+
+
+class Late:
+    """A memory bus whose log lags behind what comes live, as a replica's does; or that does not answer at all."""
+
+    def __init__(self) -> None:
+        self.inner, self.shown, self.away = Memory().transport(), 0, False
+        self.capabilities, self.client = self.inner.capabilities, None
+        self.open, self.close, self.publish = self.inner.open, self.inner.close, self.inner.publish
+        self.topics, self.groups = self.inner.topics, self.inner.groups
+
+    async def subscribe(self, subscription: Subscription) -> Consumer:
+        if self.away:
+            await asyncio.Event().wait()
+        return await self.inner.subscribe(subscription)
+
+    async def position(self) -> int:
+        return self.shown
+
+    async def peek(self, pattern: str, after: int = 0, limit: int = 100) -> Sequence[Stored]:
+        return [s for s in await self.inner.peek(pattern, after, limit) if s.position <= self.shown]
+
+
+async def test_what_the_log_shows_late_is_not_waited_for_until_something_else_comes() -> None:
+    bus = Late()
+    await bus.open(lambda event: None)
+    feeds = Feeds(cast(Any, bus), "gate", Limits(accept=0.2), Counter())
+    async with asyncio.timeout(DEADLINE):
+        follower = await feeds.follow("a")
+        await bus.publish([Message("a", b"%d" % n, id=str(n)) for n in range(2)])
+        bus.shown = 1
+        assert bodies(await take(follower, 1)) == [0]
+        bus.shown = 2
+        assert bodies(await take(follower, 1)) == [1]
+    await feeds.close()
+
+
+async def test_a_bus_that_is_away_keeps_nobody_from_what_is_followed_already() -> None:
+    bus = Late()
+    await bus.open(lambda event: None)
+    feeds = Feeds(cast(Any, bus), "gate", Limits(accept=0.2), Counter())
+    async with asyncio.timeout(DEADLINE):
+        await feeds.follow("a")
+        bus.away = True
+        waiting = asyncio.create_task(feeds.follow("b"))
+        await asyncio.sleep(0)
+        await feeds.follow("a")
+        assert not waiting.done()
+        with pytest.raises(BusUnavailable, match=r"did not answer within 0\.2 s"):
+            await waiting
+        await feeds.close()

@@ -53,6 +53,11 @@ def test_time_is_exact(time: float) -> None:
     assert instant(stamp(time)) == time
 
 
+@pytest.mark.parametrize("time", [-1e300, -7e10, 3e11, 1e300, float("inf"), -float("inf"), float("nan")])
+def test_a_time_that_cannot_be_said_is_the_first_or_the_last(time: float) -> None:
+    assert stamp(time) in ("0001-01-01T00:00:00.0000000Z", "9999-12-31T23:59:59.0000000Z")
+
+
 def test_a_message_without_attributes_takes_what_the_broker_knows() -> None:
     back = restored("orders.placed", b"<plain/>", {}, None, "", "17", 1_790_000_000.5)
     wanted: Message[Any] = Message("orders.placed", b"<plain/>", "17", time=1_790_000_000.5, type="orders.placed")
@@ -76,6 +81,8 @@ def test_what_a_stranger_writes_is_ignored() -> None:
         ("", None),
         (None, None),
         ("2026-11-26T13:50:00.12345x7Z", None),
+        ("0001-01-01T00:00:00+14:00", None),  # of the year 0: no stamp could say it
+        ("9999-12-31T23:59:59-14:00", None),
     ],
 )
 def test_other_writers_times(text: str | None, seconds: float | None) -> None:

@@ -23,6 +23,8 @@ from tidings.kernel.settling import Policy
 from tidings.kernel.transport import Delivery, Subscription
 from tidings.kernel.worker import Work, Worker
 
+from .refusals import Limited
+
 
 class Claimed(Struct, frozen=True):
     """A message in a client's hands. ``number``: what it acknowledges it by; ``attempt``: from 1."""
@@ -32,12 +34,31 @@ class Claimed(Struct, frozen=True):
     message: Message[Any]
 
 
-class Claim:
-    """One client's share of one group. ``credit``: how many messages it may have unacknowledged; 0: none for now."""
+class Hands:
+    """What all clients together may have in hand: each may cost a task."""
 
-    def __init__(self, credit: int, most: int, counts: Counter[str]) -> None:
-        self.most, self.number, self.counts = most, 0, counts
-        self.credit = min(credit, most)
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def change(self, credit: int, to: int) -> int:
+        """The new credit of who had ``credit``: what was asked for, or less. Raises ``Limited`` where there is none."""
+        if to > credit:
+            to = min(to, credit + self.left)
+            if to == credit:
+                raise Limited("all clients together have as many messages in hand as they may", mend="come back later")
+        self.left -= to - credit
+        return to
+
+
+class Claim:
+    """One client's share of one group. ``credit``: how many messages it may have unacknowledged; 0: none for now.
+
+    Raises ``Limited``.
+    """
+
+    def __init__(self, credit: int, most: int, hands: Hands, counts: Counter[str]) -> None:
+        self.most, self.number, self.hands, self.counts = most, 0, hands, counts
+        self.credit = hands.change(0, max(0, min(credit, most)))
         self.inbox: deque[Claimed] = deque()
         self.pending: dict[int, asyncio.Future[None]] = {}
         self.arrived = asyncio.Event()
@@ -104,13 +125,16 @@ class Claim:
     def grant(self, credit: int) -> None:
         """From now on so many messages may be unacknowledged."""
         assert self.worker is not None
-        self.credit = max(0, min(credit, self.most))
+        wanted = max(0, min(credit, self.most))
+        if wanted != self.credit:
+            self.credit = self.hands.change(self.credit, wanted)
         if self.credit:
             self.worker.resize(self.credit)
         self.worker.pause(not self.credit)
 
     async def close(self) -> None:
         """Leave the group: what is unacknowledged goes back at once, uncounted; even if who calls this is cancelled."""
+        self.credit, self.most = self.hands.change(self.credit, 0), 0
         if self.worker is not None and self.task is not None:
             self.worker.stop()
             with suppress(BusError):

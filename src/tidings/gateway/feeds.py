@@ -16,15 +16,17 @@ from contextlib import suppress
 from itertools import islice
 from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
-from tidings.kernel.errors import BusError
+from tidings.kernel.errors import BusError, BusUnavailable
 from tidings.kernel.message import Message
 from tidings.kernel.settling import AGAIN
 from tidings.kernel.transport import Consumer, Delivery, Inspectable, Subscription, Transport
 
+from .limits import Limits
 from .refusals import Malformed
 
 PAGE, LINGER = 500, 60.0  # messages; seconds that a window outlives its last follower
 MANY = 1_000  # windows: when there are more, none outlives its last follower
+LOOK, RECENT = 5.0, 10_000  # seconds between looks at the log that nothing called for; ids of what it has shown
 LATE = (0.005, 0.02, 0.1, 0.5)  # seconds between looks for what came live, but is not in the log yet: NATS
 
 T = TypeVar("T")
@@ -61,13 +63,15 @@ class Feed:
     def __init__(self, bus: Transport, app: str, pattern: str, window: int) -> None:
         self.bus, self.app, self.pattern, self.window = bus, app, pattern, window
         self.log = bus if isinstance(bus, Log) else None
-        self.items, self.recent = deque[Item](), deque[str](maxlen=4_096)  # ids
+        self.reading = asyncio.Lock()
+        self.items, self.recent = deque[Item](), dict[str, None]()  # ids
         self.first = self.position = self.begun = 0  # a number, and positions: read so far, left the window
         self.waiting = set[asyncio.Future[None]]()
         self.followers = 0
         self.error: BaseException | None = None
         self.consumer: Consumer | None = None
         self.task: asyncio.Task[None] | None = None
+        self.looking: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """From now on nothing that is published is missed."""
@@ -76,8 +80,12 @@ class Feed:
             self.position = await self.log.position()
         self.begun = self.position
         self.task = asyncio.get_running_loop().create_task(self._run(self.consumer))
+        if self.log is not None:
+            self.looking = asyncio.get_running_loop().create_task(self._look(self.log))
 
     async def close(self) -> None:
+        if self.looking is not None:
+            self.looking.cancel()
         if self.consumer is not None and self.task is not None:
             self.consumer.stop()
             with suppress(BusError):
@@ -111,18 +119,25 @@ class Feed:
             return
         for pause in (0.0, *LATE):
             await asyncio.sleep(pause)
-            if await self._read(self.log) or not {message.id for message in live}.difference(self.recent):
+            await self._read(self.log)
+            if all(message.id in self.recent for message in live):
                 break
 
-    async def _read(self, log: Log) -> int:
-        """How many more the log had."""
-        count = 0
-        while page := await log.peek(self.pattern, self.position, PAGE):
-            self.position = page[-1].position
-            self._add([Item(s.message, str(s.position), s.position) for s in page])
-            self.recent.extend(s.message.id for s in page)
-            count += len(page)
-        return count
+    async def _look(self, log: Log) -> None:
+        """Now and then, whatever comes live: while a connection is lost, nothing does."""
+        while True:
+            await asyncio.sleep(LOOK)
+            with suppress(BusError):
+                await self._read(log)
+
+    async def _read(self, log: Log) -> None:
+        async with self.reading:
+            while page := await log.peek(self.pattern, self.position, PAGE):
+                self.position = page[-1].position
+                self._add([Item(s.message, str(s.position), s.position) for s in page])
+                self.recent.update(dict.fromkeys(s.message.id for s in page))
+                for id in list(islice(self.recent, max(0, len(self.recent) - RECENT))):
+                    del self.recent[id]
 
     def _add(self, items: Sequence[Item]) -> None:
         self.items.extend(items)
@@ -242,47 +257,61 @@ class Follower:
 class Feeds:
     """All patterns that are followed."""
 
-    def __init__(self, bus: Transport, app: str, window: int, counts: Counter[str]) -> None:
-        self.bus, self.app, self.window, self.counts = bus, app, window, counts
+    def __init__(self, bus: Transport, app: str, limits: Limits, counts: Counter[str]) -> None:
+        self.bus, self.app, self.limits, self.counts = bus, app, limits, counts
         self.known: dict[str, Feed] = {}
         self.oldest = 0  # position that the log had when somebody came from beyond a window
-        self.opening = asyncio.Lock()
-        self.beginning = set[asyncio.Task[Feed]]()
+        self.opening: dict[str, asyncio.Task[Feed]] = {}
         self.closing = set[asyncio.Task[None]]()
 
     async def follow(self, pattern: str, after: str | None = None) -> Follower:
-        """A new follower, from now on, or from beyond the cursor ``after``. Raises ``Malformed``; what a bus raises."""
-        opening = asyncio.get_running_loop().create_task(self._feed(pattern))
-        self.beginning.add(opening)
-        opening.add_done_callback(self.beginning.discard)
-        feed = await asyncio.shield(opening)  # whoever leaves meanwhile, it is opened whole
+        """A new follower, from now on, or from beyond the cursor ``after``.
+
+        Raises ``Malformed``; ``BusUnavailable`` when the bus does not answer in time; what a bus raises.
+        """
+        try:
+            async with asyncio.timeout(self.limits.accept):
+                feed = self.known.get(pattern)
+                if feed is None or feed.ended:
+                    feed = await asyncio.shield(self._open(pattern))  # whoever leaves meanwhile, it is opened whole
+                return await self._followed(feed, after)
+        except TimeoutError:
+            raise BusUnavailable(f"the bus did not answer within {self.limits.accept:g} s") from None
+
+    async def _followed(self, feed: Feed, after: str | None) -> Follower:
         follower = Follower(feed, self._left, self.counts, after)
         feed.followers += 1
         if follower.position is not None and feed.log is not None:
             try:
-                if follower.position > await feed.log.position():  # of a log that is no more: an emptied bus?
-                    follower.gap, follower.position = 1, None
+                last = await feed.log.position()
+                if follower.position > last:  # of a log that is no more: an emptied bus?
+                    follower.gap, follower.position, follower.cursor = 1, None, str(last)
                 elif feed.after(follower.position) is None:
-                    follower.gap = int(await self._dropped(feed.log, follower.position))
+                    follower.gap = int(await self._dropped(feed.log, follower.position, last))
             except BaseException:
                 follower.close()
                 raise
         return follower
 
-    async def _dropped(self, log: Log, after: int) -> bool:
+    async def _dropped(self, log: Log, after: int, last: int) -> bool:
         """Whether the log may have dropped what followed a position. Who asks from 0 asks for what there is."""
         first = await log.peek(">", max(self.oldest - 1, 0), 1)
-        self.oldest = first[0].position if first else 0
+        self.oldest = first[0].position if first else last + 1
         return 0 < after < self.oldest - 1
 
+    def _open(self, pattern: str) -> asyncio.Task[Feed]:
+        """The one task that opens a feed."""
+        task = self.opening.get(pattern)
+        if task is None:
+            task = self.opening[pattern] = asyncio.get_running_loop().create_task(self._feed(pattern))
+            task.add_done_callback(lambda done: (self.opening.pop(pattern), done.cancelled() or done.exception()))
+        return task
+
     async def _feed(self, pattern: str) -> Feed:
-        async with self.opening:
-            feed = self.known.get(pattern)
-            if feed is None or feed.ended:
-                feed = Feed(self.bus, self.app, pattern, self.window)
-                await feed.open()
-                self.known[pattern] = feed
-                asyncio.get_running_loop().call_later(LINGER, self._linger, feed)  # should nobody have waited for it
+        feed = Feed(self.bus, self.app, pattern, self.limits.window)
+        await feed.open()
+        self.known[pattern] = feed
+        asyncio.get_running_loop().call_later(LINGER, self._linger, feed)  # should nobody have waited for it
         return feed
 
     def _left(self, follower: Follower) -> None:
@@ -301,6 +330,8 @@ class Feeds:
             task.add_done_callback(self.closing.discard)
 
     async def close(self) -> None:
-        await asyncio.gather(*self.beginning, return_exceptions=True)
+        for opening in self.opening.values():  # of a bus that may be away
+            opening.cancel()
+        await asyncio.gather(*self.opening.values(), return_exceptions=True)
         known, self.known = self.known, {}
-        await asyncio.gather(*(feed.close() for feed in known.values()), *self.closing)
+        await asyncio.gather(*(feed.close() for feed in known.values()), *self.closing, return_exceptions=True)

@@ -8,31 +8,37 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from tidings import App
+from tidings.assembly import group_of
 from tidings.kernel.bus import Bus
-from tidings.kernel.codec import refuse_large, seal
-from tidings.kernel.errors import BusUnavailable, Duration, NotOpen, TidingsError, TooLarge
+from tidings.kernel.codec import seal
+from tidings.kernel.errors import BusUnavailable, Duration, NotOpen, TooLarge, Unsupported
 from tidings.kernel.message import Headers, Message, seconds
 from tidings.kernel.outcome import Backoff
 from tidings.kernel.topics import DEAD, check_pattern, check_topic, refuse_reserved
-from tidings.kernel.transport import Subscription
+from tidings.kernel.transport import Inspectable, Subscription
 from tidings.requests import Requester
 
-from .claims import Claim
+from .claims import Claim, Hands
+from .drafts import judge
 from .feeds import Feeds, Follower
 from .limits import Limits, Pace
-from .refusals import Malformed
+from .refusals import Forbidden, Malformed
 from .rights import Principal
 
 audit = logging.getLogger("tidings.audit")
+
+T = TypeVar("T")
+
+LEAST = 1.0  # seconds to acknowledge in: a worker looks for what is late eight times in that
 
 
 class Reply(Struct, frozen=True):
@@ -55,7 +61,7 @@ class Gateway:
         self.pace = Pace(limits.rate)
         self.streams = 0  # open
         self.counts = Counter[str]()  # published, delivered, gaps, slow: for the operator
-        self._stack, self._claims = AsyncExitStack(), WeakSet[Claim]()
+        self._stack, self._claims, self._hands = AsyncExitStack(), WeakSet[Claim](), Hands(limits.in_hand)
         self._feeds: Feeds | None = None
         self._requester: Requester | None = None
 
@@ -65,12 +71,12 @@ class Gateway:
         if not self.app._buses:
             await self._stack.enter_async_context(self.app.connect())
         self._requester = Requester(self.bus, self.app.name)
-        self._feeds = Feeds(self.bus.transport, self.app.name, self.limits.window, self.counts)
+        self._feeds = Feeds(self.bus.transport, self.app.name, self.limits, self.counts)
 
     async def close(self) -> None:
         """End all that is followed, asked and claimed."""
         feeds, requester, self._feeds, self._requester = self._feeds, self._requester, None, None
-        await asyncio.gather(*(claim.close() for claim in tuple(self._claims)))
+        await asyncio.gather(*(claim.close() for claim in tuple(self._claims)), return_exceptions=True)
         if feeds is not None and requester is not None:
             await feeds.close()
             await requester.close()
@@ -98,32 +104,34 @@ class Gateway:
 
         All or none where the bus has ``publish_atomic``; else ``PublishFailed`` says which were accepted.
         """
-        limits, size = self.limits, 0
+        self.admit(who, messages)
+        bus = self.bus
+        now = bus.clock.now()
+        typed = (m if m.type else replace(m, type=m.topic) for m in messages)
+        sealed = [seal(message, now=now, source=self.app.name) for message in typed]
+        await self.accepted(bus.publish(sealed))
+        self.counts["published"] += len(sealed)
+        return sealed
+
+    def admit(self, who: Principal, messages: Sequence[Message[Any]]) -> None:
+        """Raises what ``publish`` raises before the bus is asked."""
+        limits = self.limits
         if len(messages) > limits.messages:
             many = f"{len(messages):,} messages at once"
             raise TooLarge(f"{many} are more than {limits.messages:,}", mend="publish fewer")
         for topic in {message.topic for message in messages}:
             who.need("publish", refuse_reserved(check_topic(topic)))
-        for message in messages:
-            refuse_large(message, limits.body)
-            size += len(message.body)
-            if message.address is not None or message.reply_to is not None:
-                raise Malformed("a message cannot be addressed past its topic", mend="leave out address and reply_to")
-        if size > limits.batch:
-            raise TooLarge(f"{size:,} bytes at once are more than {limits.batch:,}", mend="publish fewer")
+        judge(messages, limits)
         self.pace.take(who.name, len(messages))
-        bus = self.bus
-        now = bus.clock.now()
-        typed = (m if m.type else replace(m, type=m.topic) for m in messages)
-        sealed = [seal(message, now=now, source=self.app.name) for message in typed]
+
+    async def accepted(self, publishing: Awaitable[T]) -> T:
+        """What publishing returns. Raises ``BusUnavailable`` when the bus takes too long to accept it."""
         try:
-            async with asyncio.timeout(limits.accept):
-                await bus.publish(sealed)
+            async with asyncio.timeout(self.limits.accept):
+                return await publishing
         except TimeoutError:
-            what, why = f"the bus did not accept it within {limits.accept:g} s", "it is away; it may still accept it"
+            what, why = f"the bus did not accept it within {self.limits.accept:g} s", "it may still accept it"
             raise BusUnavailable(what, why=why, mend="publish it again with the same id") from None
-        self.counts["published"] += len(sealed)
-        return sealed
 
     async def request(
         self,
@@ -134,13 +142,17 @@ class Gateway:
         timeout: Duration = 30.0,
         headers: Headers = (),
     ) -> AsyncGenerator[Reply, None]:
-        """The replies of a service, one or a stream of them. Raises ``NoAnswerer``, ``RequestTimeout``, …"""
+        """The replies of a service, one or a stream of them. Raises ``NoAnswerer``, ``RequestTimeout``, …
+
+        ``timeout``: until the last reply; ``limits.deadline`` at most.
+        """
         who.need("request", refuse_reserved(check_topic(service)))
         self.pace.take(who.name, 1)
         if self._requester is None:
             raise NotOpen("this gateway is not open")
         ask = Message[Any](service, body, content_type=content_type, headers=headers or None)
-        async for reply in self._requester.replies(ask, Reply, seconds(timeout, "timeout")):
+        within = min(seconds(timeout, "timeout"), self.limits.deadline)
+        async for reply in self._requester.replies(ask, Reply, within):
             yield reply
 
     async def follow(self, who: Principal, pattern: str, after: str | None = None) -> Follower:
@@ -164,12 +176,15 @@ class Gateway:
         """A share of a durable group: each message until it is acknowledged, once more after a failure, and so on.
 
         ``credit``: unacknowledged messages at most. ``start``: Unix seconds, for a new group; 0: the first retained.
-        ``acknowledge``: how long the client may have a message in hand.
+        ``acknowledge``: how long the client may have a message in hand: a second to ``limits.acknowledge``. Raises
+        ``Limited``; ``Forbidden`` for a group of an app that reads another pattern.
         """
         who.need("subscribe", self._readable(pattern))
         who.need("group", refuse_reserved(check_topic(group)))
-        claim, most = Claim(credit, self.limits.unacknowledged, self.counts), self.limits.acknowledge
-        patience = most if acknowledge is None else min(most, seconds(acknowledge, "acknowledge"))
+        await self._refuse_to_narrow(group, pattern)
+        limits, most = self.limits, self.limits.acknowledge
+        claim = Claim(credit, limits.unacknowledged, self._hands, self.counts)
+        patience = most if acknowledge is None else min(most, max(LEAST, seconds(acknowledge, "acknowledge")))
         subscription = Subscription(
             app=self.app.name,
             pattern=pattern,
@@ -183,12 +198,23 @@ class Gateway:
         self._claims.add(claim)
         try:
             await asyncio.shield(opening)
-        except asyncio.CancelledError:  # whoever leaves meanwhile leaves no member behind
-            with suppress(TidingsError):
+        except BaseException:  # whoever leaves meanwhile leaves no member behind
+            with suppress(Exception):
                 await opening
             await claim.close()
             raise
         return claim
+
+    async def _refuse_to_narrow(self, group: str, pattern: str) -> None:
+        """The last to join a group says what it reads: a client may join an app's, and not change what that gets."""
+        known = {group_of(r, self.app.name): r.pattern for r in self.app.registrations if not r.live}
+        if group not in known and isinstance(bus := self.bus.transport, Inspectable):
+            with suppress(Unsupported):
+                found = await self.accepted(bus.groups(group))
+                known |= {each.name: each.pattern for each in found if each.app != self.app.name and each.pattern}
+        if known.get(group, pattern) != pattern:
+            what, mend = f"group {group!r} does not read {pattern!r}", f"join it with {known[group]!r}, or name another"
+            raise Forbidden(what, why="it is an app's, which would no longer get what it reads", mend=mend)
 
     def _readable(self, pattern: str) -> str:
         if check_pattern(pattern) != pattern:

@@ -47,7 +47,7 @@ class Stored:
 
     async def admit(self, who: Principal, draft: Message[Any], window: float) -> bool:
         new, gateway = False, self.gateway
-        gateway.pace.take(who.name, 1)
+        gateway.admit(who, [draft])
 
         async def once(state: State) -> Message[Any] | None:
             nonlocal new
@@ -58,7 +58,8 @@ class Stored:
             state.put(SEEN, draft.id, now + window, due=now + window)
             return draft
 
-        await transact(gateway.app, once)
+        await gateway.accepted(transact(gateway.app, once))
+        gateway.counts["published"] += new
         store = gateway.bus.transport
         if isinstance(store, Store) and time.monotonic() - self._purged > PURGE_EVERY:
             self._purged = time.monotonic()

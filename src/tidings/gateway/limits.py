@@ -23,6 +23,7 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     connections: int = 10_000  # open streams: events, WebSocket, gRPC
     subscriptions: int = 100  # of one connection
     unacknowledged: int = 1_000  # messages of one subscription that a client has in hand
+    in_hand: int = 100_000  # that all clients together have in hand
     window: int = 1_000  # messages of a pattern that are kept for those who follow it
     heartbeat: float = 15.0  # between signs of life
     patience: float = 30.0  # that a client may take to read what was written, to answer a sign of life

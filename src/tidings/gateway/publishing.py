@@ -2,7 +2,8 @@
 
 One message: a body of any content type, as it is. Many: a line each (``application/x-ndjson``), or an element each of a
 JSON array (``?batch``). CloudEvents: in each of the three modes. ``key``, ``delay``, ``expires`` and ``priority`` of
-the query are for all of them. ``Idempotency-Key`` becomes the message's id; of many, the ids begin with it.
+the query are for all of them. ``Idempotency-Key`` becomes the message's id, after the client's name
+and a slash where there is one; of many, the ids begin with it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from tidings.kernel.message import JSON, Message
 from .bodies import refuse_unreadable
 from .cloudevents import BATCHED, STRUCTURED, drafts, is_json, media_type
 from .refusals import Malformed, UnsupportedMediaType
+from .rights import ANYONE
 from .site import Site, answering
 from .tracing import trace_headers
 
@@ -43,12 +45,13 @@ def routes(site: Site) -> list[BaseRoute]:
     @answering
     async def publish(request: Request) -> Response:
         who, limits = site.who(request), site.gateway.limits
+        whose = "" if who.name == ANYONE.name else f"{who.name}/"  # of whom an idempotency key is
         query, headers, topic = request.query_params, _plain(request), request.path_params["topic"]
         options, batch = _options(query), "batch" in query
         refuse_unreadable(headers)
         many = batch or media_type(headers.get("content-type", "")) in MANY
         async with site.intake.body(request, limits.batch if many else limits.body) as body:
-            messages = with_options(read(topic, headers, body, batch), headers, options, many)
+            messages = with_options(read(topic, headers, body, batch), headers, options, many, whose)
             sealed = await (await site.ready()).publish(who, messages)
         told = msgspec.json.encode({"ids": [message.id for message in sealed]})
         return Response(told, 202, media_type=JSON)
@@ -104,13 +107,15 @@ def _options(query: Mapping[str, str]) -> dict[str, Any]:
 
 
 def with_options(
-    messages: Sequence[Message[Any]], headers: Mapping[str, str], options: Mapping[str, Any], many: bool
+    messages: Sequence[Message[Any]], headers: Mapping[str, str], options: Mapping[str, Any], many: bool, whose: str
 ) -> Sequence[Message[Any]]:
-    """Drafts with what the query and the headers say of them all. ``many``: they may be several."""
+    """Drafts with what the query and the headers say of them all. ``many``: they may be several. ``whose``: with what
+    the ids begin that come of an idempotency key, so that one client's hide no other's.
+    """
     given, trace = headers.get("idempotency-key"), trace_headers(headers)
     if given is None and not trace and not options:
         return messages
-    key, changed = _idempotency(given) if given is not None else "", []
+    key, changed = whose + _idempotency(given) if given is not None else "", []
     for number, draft in enumerate(messages):
         fields = dict(options)
         if key and not draft.id:

@@ -16,6 +16,8 @@ import msgspec
 
 from tidings.kernel.message import JSON, Headers, Message
 
+FIRST, LAST = -62_135_596_800.0, 253_402_300_799.0  # the years 1 to 9999
+
 
 def attributes(message: Message[Any]) -> dict[str, str]:
     """A sealed message's attributes, without ``datacontenttype``, which each binding has its own place for."""
@@ -113,9 +115,12 @@ def data(message: Message[Any]) -> dict[str, Any]:
 
 def stamp(time: float) -> str:
     """Unix seconds as RFC 3339, to the tenth of a microsecond: just what a float of this century can hold."""
-    whole, fraction = divmod(time, 1.0)
-    tenths = round(fraction * 1e7)
-    return f"{_second(int(whole) + tenths // 10_000_000)}.{tenths % 10_000_000:07d}Z"
+    try:
+        whole, fraction = divmod(time, 1.0)
+        tenths = round(fraction * 1e7)
+        return f"{_second(int(whole) + tenths // 10_000_000)}.{tenths % 10_000_000:07d}Z"
+    except (ValueError, OverflowError):  # what RFC 3339 cannot say: its first or last second
+        return stamp(min(LAST, max(FIRST, time)))
 
 
 def instant(text: str | None) -> float | None:
@@ -126,14 +131,15 @@ def instant(text: str | None) -> float | None:
         if len(text) == 28 and text[19] == "." and text[27] == "Z":  # as ``stamp`` writes it
             return _unix(text[:19]) + int(text[20:27]) / 1e7
         parsed = datetime.fromisoformat(text)
-        return parsed.timestamp() if parsed.tzinfo else parsed.replace(tzinfo=UTC).timestamp()
+        at = parsed.timestamp() if parsed.tzinfo else parsed.replace(tzinfo=UTC).timestamp()
+        return at if FIRST <= at <= LAST else None
     except (ValueError, OverflowError):
         return None
 
 
 @lru_cache(256)
 def _second(whole: int) -> str:
-    return datetime.fromtimestamp(whole, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return datetime.fromtimestamp(whole, UTC).isoformat()[:19]  # strftime writes years before 1000 in fewer digits
 
 
 @lru_cache(256)

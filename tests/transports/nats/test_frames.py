@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tidings.kernel.topics import matches
@@ -41,6 +41,8 @@ def by_the_client(block: bytes) -> dict[str, str]:
     return Client._parse_header_lines(block[len(b"NATS/1.0\r\n") :])
 
 
+@example({"x": "y"}, "7\r\nNats-Rollup: all")  # a value that looks like one more header
+@example({"x": "y"}, "7\nce-tdgtopic: bank")
 @given(st.dictionaries(TEXT.filter(bool), TEXT, min_size=1, max_size=4), TEXT.filter(bool))
 def test_any_headers_and_attributes_come_as_they_were_sent(headers: dict[str, str], text: str) -> None:
     block = head(

@@ -106,7 +106,7 @@ def head(told: Mapping[str, str], content_type: str, headers: Headers | None, na
     if content_type:
         lines.append(f"ce-datacontenttype: {content_type}\r\n")
     text = "".join(lines)
-    if not _PLAIN(text):
+    if not _PLAIN(text) or text.count("\n") != len(lines):  # a value might look like another header
         every = {**native, **{f"ce-{name}": value for name, value in told.items()}}
         every |= {"ce-datacontenttype": content_type} if content_type else {}
         text = "".join(f"{name}: {_schedule(name, value)}\r\n" for name, value in every.items())
