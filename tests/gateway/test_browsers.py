@@ -38,7 +38,8 @@ async def post(to: httpx.AsyncClient, origin: str | None = None) -> httpx.Respon
 
 
 @pytest.mark.parametrize(
-    "origin", ["http://evil.example", "null", "https://127.0.0.1:8081", "http://localhost:8080", "x"]
+    "origin",
+    ["http://evil.example", "null", "https://127.0.0.1:8081", "http://localhost:8080", "x", "http://[", "http://[::"],
 )
 async def test_pages_of_other_sites_are_turned_away(origin: str) -> None:
     answer = await post(client(), origin)

@@ -95,6 +95,24 @@ def test_a_wrong_token_is_refused_even_where_anybody_may_come() -> None:
         access.principal("wrong")
 
 
+def test_who_comes_by_a_token_that_was_replaced_has_to_come_again() -> None:
+    rights, ended = Rights(subscribe=("a.>",)), list[str]()
+    old, stays = (Client(name="x", token=hashed(token), rights=rights) for token in ("old", "stays"))
+    by_name = Client(name="x", certificate="x.example", rights=rights)
+    access = Access([old, stays, by_name], rights)
+    for token in ("old", "stays"):
+        access.watched[lambda token=token: ended.append(token)] = access.principal(token)  # type: ignore[misc]
+    access.watched[lambda: ended.append("certificate")] = access.principal(None, ("x.example",))
+    access.watched[lambda: ended.append("anyone")] = access.principal(None)
+    access.admit([old, stays, by_name], rights)  # read anew, and nothing is new
+    assert ended == []
+    access.admit([Client(name="x", token=hashed("new"), rights=rights), stays, by_name], rights)
+    assert ended == ["old"]
+    assert "sha256" not in repr(access.principal("new"))
+    access.admit([stays], rights)
+    assert ended == ["old", "old", "certificate"]  # it was not taken off the list here
+
+
 def test_a_client_without_a_token_has_none() -> None:
     access = Access([Client(name="nobody")], None)
     with pytest.raises(Unauthenticated):

@@ -18,7 +18,7 @@ from tidings.gateway.connections import HEAD
 from tidings.gateway.limits import Limits
 from tidings.gateway.listening import is_loopback, refuse_open_doors
 from tidings.gateway.rights import EVERYTHING, Rights
-from tidings.gateway.settings import Settings
+from tidings.gateway.settings import TLS, Settings
 from tidings.gateway.web import SPARE
 from tidings.kernel.errors import BusUnavailable, InvalidOption
 
@@ -112,7 +112,10 @@ async def test_it_does_not_even_begin_to_listen_there() -> None:
     with pytest.raises(InvalidOption, match="nobody has to say who it is"):
         async with served(host="0.0.0.0"):
             pass
-    async with served(host="0.0.0.0", clients=(known("shop", publish=("a",)),)) as running:
+    with pytest.raises(InvalidOption, match="tokens could be read on their way"):
+        async with served(host="0.0.0.0", clients=(known("shop", publish=("a",)),)):
+            pass
+    async with served(host="0.0.0.0", clients=(known("shop", publish=("a",)),), tls=TLS(proxy=True)) as running:
         assert running.told.closed
 
 
@@ -195,6 +198,17 @@ async def test_one_request_after_another_on_one_connection() -> None:
         writer.close()
 
 
+@pytest.mark.parametrize("rest", [b"\r\n", b"\r\n\r\n", b"GET /"])
+async def test_what_is_less_than_a_request_holds_no_connection_that_was_idle(rest: bytes) -> None:
+    async with served(limits=Limits(patience=0.2)) as running:
+        reader, writer = await _opened(running.url)
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        await reader.readuntil(b'alive"}')
+        writer.write(rest)
+        assert (await _said(reader)).startswith("HTTP/1.1 408 ")
+        writer.close()
+
+
 async def test_more_connections_than_it_takes_are_told_so() -> None:
     limits = Limits(connections=1)
     async with served(limits=limits) as running:
@@ -269,7 +283,7 @@ async def test_a_name_of_another_machine_is_refused_while_everybody_may_come() -
     async with served() as running, running.client() as client:
         assert (await client.get("/healthz", headers=stranger)).status_code == 403
         assert (await client.get("/healthz", headers={"host": "localhost"})).status_code == 200
-    async with served(origins=("https://evil.example",)) as running, running.client() as client:
+    async with served(origins=("https://evil.example",), anonymous=EVERYTHING) as running, running.client() as client:
         assert (await client.get("/healthz", headers=stranger)).status_code == 200
     async with served(clients=(known("shop"),)) as running, running.client() as client:
         assert (await client.get("/healthz", headers=stranger)).status_code == 200

@@ -44,16 +44,27 @@ class Access:
 
     def __init__(self, clients: Sequence[Client] = (), anonymous: Rights | None = EVERYTHING) -> None:
         self.watched: dict[Callable[[], None], Principal] = {}  # what ends each open stream, and whose it is
+        self.clients: tuple[Client, ...] = ()
+        self._tokens, self._certificates = dict[str, Principal](), dict[str, Principal]()
+        self._anonymous: Principal | None = None
         self.admit(clients, anonymous)
 
     def admit(self, clients: Sequence[Client], anonymous: Rights | None) -> None:
-        """From now on these may come, and nobody else. Streams of others end, and of those whose rights are changed."""
-        self._tokens = {c.token: Principal(c.name, c.rights) for c in clients if c.token}
-        self._certificates = {c.certificate: Principal(c.name, c.rights) for c in clients if c.certificate}
-        self._anonymous = Principal("anyone", anonymous) if anonymous is not None else None
-        known = {*self._tokens.values(), *self._certificates.values(), self._anonymous}
+        """From now on these may come, and nobody else.
+
+        Streams of others end, of those whose rights are changed, and those that came by a token or certificate which
+        is good no longer: a principal is the same object for as long as its credential, name and rights are the same.
+        """
+        self.clients = tuple(clients)
+        tokens, certificates = self._tokens, self._certificates
+        self._tokens = {c.token: _kept(tokens.get(c.token), c.name, c.rights) for c in clients if c.token}
+        self._certificates = {
+            c.certificate: _kept(certificates.get(c.certificate), c.name, c.rights) for c in clients if c.certificate
+        }
+        self._anonymous = _kept(self._anonymous, "anyone", anonymous) if anonymous is not None else None
+        known = {id(who) for who in (*self._tokens.values(), *self._certificates.values(), self._anonymous)}
         for end, who in tuple(self.watched.items()):
-            if who not in known:
+            if id(who) not in known:
                 end()
 
     @property
@@ -76,3 +87,9 @@ class Access:
         if self._anonymous is None:
             raise Unauthenticated("nobody comes here without saying who it is")
         return self._anonymous
+
+
+def _kept(before: Principal | None, name: str, rights: Rights) -> Principal:
+    """The principal of a credential: the object that it was, unless something is new."""
+    now = Principal(name, rights)
+    return before if before is not None and before == now else now

@@ -30,7 +30,7 @@ class Browsers:
     def __init__(self, app: ASGIApp, origins: Sequence[str], only_here: Callable[[], bool]) -> None:
         self.bare = app
         self.origins, self.only_here = frozenset(origin.rstrip("/").lower() for origin in origins), only_here
-        self.hosts = frozenset(urlsplit(origin).netloc for origin in self.origins)
+        self.hosts = frozenset(filter(None, map(_netloc, self.origins)))
         self.app: ASGIApp = app
         if origins:
             kept = sorted(self.origins)
@@ -53,13 +53,13 @@ class Browsers:
             mend = f"call it localhost, give others tokens (`tidings token add`), or say origins = ['http://{host}']"
             return Forbidden(what, why="everybody may come, so it answers to names of this machine only", mend=mend)
         origin = headers.get("origin", "").lower()
-        if not origin or "*" in self.origins or origin in self.origins or urlsplit(origin).netloc == host.lower():
+        if not origin or "*" in self.origins or origin in self.origins or (host and _netloc(origin) == host.lower()):
             return None
         why = "its origin is another site"
         return Forbidden(f"a page of {origin!r} may not come", why=why, mend=f"add it: origins = [{origin!r}]")
 
     def _is_here(self, host: str) -> bool:
-        return not host or is_loopback(_name(host)) or host.lower() in self.hosts
+        return not host or is_loopback(host_of(f"//{host}")) or host.lower() in self.hosts
 
 
 async def _refuse(error: Forbidden, scope: Scope, receive: Receive, send: Send) -> None:
@@ -70,9 +70,17 @@ async def _refuse(error: Forbidden, scope: Scope, receive: Receive, send: Send) 
     await problem(error)(scope, receive, send)
 
 
-def _name(host: str) -> str:
-    """A host without its port."""
+def host_of(origin: str) -> str:
+    """The host of an origin, without its port; ``""`` where it has none, or is none."""
     try:
-        return urlsplit(f"//{host}").hostname or ""
+        return urlsplit(origin).hostname or ""
+    except ValueError:
+        return ""
+
+
+def _netloc(origin: str) -> str:
+    """The host of an origin, as ``Host`` has it."""
+    try:
+        return urlsplit(origin).netloc
     except ValueError:
         return ""

@@ -107,6 +107,8 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self.whole and self.cycle is not None and self.cycle.response_complete:
+            self.size, self.head, self.whole = 0, False, False  # the next one begins, be it with empty lines
         self.size += len(data)
         super().data_received(data)
         if self.whole:

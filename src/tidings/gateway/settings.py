@@ -34,12 +34,16 @@ HIDDEN, REFERENCE = "(hidden)", re.compile("(env|file):")  # where a secret is, 
 
 
 class TLS(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Files in PEM. ``clients``: of the authorities whose certificates clients may show; ``required``: and must."""
+    """Files in PEM. ``clients``: of the authorities whose certificates clients may show; ``required``: and must.
+
+    ``proxy``: there is none here, but a proxy through which all others come has it.
+    """
 
     cert: str = ""
     key: str = ""
     clients: str = ""
     required: bool = False
+    proxy: bool = False
 
 
 class Webhooks(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,7 +63,7 @@ class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     grpc: tuple[str, ...] = ()  # host:port, or unix:path
     engine: Literal["", "nats"] = ""
     tokens: str = TOKENS  # clients that `tidings token` wrote
-    insecure: bool = False  # let everybody in who can reach it, though it listens beyond this machine
+    insecure: bool = False  # beyond this machine without TLS, or open to everybody
     access_log: bool = False
     grace: Annotated[float, Meta(ge=0)] = 10.0  # seconds that open streams and requests have at the end
     origins: tuple[str, ...] = ()  # of other sites whose pages may come, as browsers name them: https://example.org
