@@ -6,7 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx
+import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
@@ -17,6 +20,7 @@ from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from tidings import App, Topic
+from tidings.gateway.access import Access
 from tidings.gateway.asgi import asgi
 
 from .over_http import DEADLINE, asking, listening, problem
@@ -115,3 +119,16 @@ async def test_beside_an_app_of_another_framework() -> None:
         assert (await http.post("/bus/topics/a", json=1)).status_code == 202
         assert (await http.get("/bus/openapi.json")).json()["servers"] == [{"url": "/bus"}]
         await bus.state.site.gateway.close()
+
+
+@pytest.mark.parametrize(
+    ("more", "status"), [({}, 403), ({"access": Access()}, 202), ({"origins": ("http://site.example:8080",)}, 202)]
+)
+async def test_without_access_it_answers_to_names_of_this_machine(more: dict[str, Any], status: int) -> None:
+    """So that no page whose name was turned to this machine (DNS rebinding) does what everybody may."""
+    bus = asgi("memory://", **more)
+    for host, expected in (("site.example", status), ("localhost", 202)):
+        url = f"http://{host}:8080"
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=bus), base_url=url) as http:
+            assert (await http.post("/topics/a", json=1, headers={"origin": url})).status_code == expected
+    await bus.state.site.gateway.close()

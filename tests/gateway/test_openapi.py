@@ -141,7 +141,7 @@ def test_many_requests_of_each_kind() -> None:
 
 
 def request(line: str, *headers: str, body: bytes = b"") -> bytes:
-    head = [f"{line} HTTP/1.1", "host: a", f"content-length: {len(body)}", *headers, "", ""]
+    head = [f"{line} HTTP/1.1", "host: localhost", f"content-length: {len(body)}", *headers, "", ""]
     return "\r\n".join(head).encode() + body
 
 

@@ -28,14 +28,16 @@ def asgi(
     limits: Limits = Limits(),  # noqa: B008
     webhooks_in: Sequence[WebhookIn] = (),
     origins: Sequence[str] = (),
-    only_here: Callable[[], bool] = lambda: False,
+    only_here: Callable[[], bool] | None = None,
 ) -> Starlette:
     """An ASGI app that opens a bus to HTTP and WebSocket clients.
 
     ``app``: whose default bus it is, or a bus URL. ``access``: who may do what; default: anybody everything, so listen
-    on the loopback only. ``webhooks_in``: who may send webhooks here. ``origins``, ``only_here``: see ``Browsers``.
+    on the loopback only. ``webhooks_in``: who may send webhooks here. ``origins``, ``only_here``: see ``Browsers``;
+    default: without ``access`` it must be called by a name of this machine, or of ``origins``; else by any.
     Mounted, it opens the bus at its first request; run by itself, at its start.
     """
+    unguarded = access is None
     site = Site(Gateway(App("gateway", app) if isinstance(app, str) else app, limits), access or Access())
 
     @asynccontextmanager
@@ -57,7 +59,7 @@ def asgi(
         *receiving.routes(site, webhooks_in),
         *operations.routes(site),
     ]
-    door = Middleware(Browsers, origins=origins, only_here=only_here)
+    door = Middleware(Browsers, origins=origins, only_here=only_here or (lambda: unguarded and site.access.anonymous))
     refusals = {HTTPException: unrouted}
     built = Starlette(routes=routes, lifespan=lifespan, middleware=[door], exception_handlers=refusals)
     built.state.site = site
