@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import httpx
 import uvicorn
 from websockets.asyncio.client import ClientConnection, connect
 
-from tidings import App
+from tidings import App, Message
 from tidings.gateway.access import Access
 from tidings.gateway.asgi import asgi
 from tidings.gateway.gateway import Gateway
@@ -21,6 +22,7 @@ from tidings.gateway.limits import Limits
 from tidings.gateway.listening import bound
 from tidings.gateway.settings import Settings
 from tidings.gateway.web import configured
+from tidings.kernel.codec import seal
 
 from .serving import DEADLINE
 
@@ -152,6 +154,11 @@ async def talking(url: str, token: str = "", **more: Any) -> AsyncIterator[Talk]
     async with connect(url.replace("http", "ws", 1) + "/ws", subprotocols=protocols, proxy=None, **more) as connection:
         assert connection.subprotocol == "tidings.v1"
         yield Talk(connection)
+
+
+def unwritable(topic: str) -> Message[Any]:
+    """A message that no JSON can have: half a character is in it."""
+    return seal(Message(topic, b"1", type=topic, correlation_id="\ud800"), now=time.time(), source="elsewhere")
 
 
 def silent(url: str, head: str) -> socket.socket:

@@ -20,14 +20,14 @@ from tests.transports.consuming import until
 from tidings import App, Message
 from tidings.gateway.events import PIECE, identified, lines, pieces
 from tidings.gateway.limits import Limits
-from tidings.gateway.rights import ANYONE, Rights
+from tidings.gateway.rights import ANYONE, EVERYTHING, Rights
 from tidings.gateway.settings import Settings
 from tidings.gateway.web import listening
 from tidings.kernel.transport import Inspectable
 
 from .over_http import problem
 from .serving import known, served
-from .streaming import Events, following, silent, staged
+from .streaming import Events, following, silent, staged, unwritable
 
 KINDS = ["memory", "sqlite"]
 TCP_REPAIR = 19  # linux/tcp.h
@@ -83,6 +83,25 @@ async def test_json_in_lines_is_one_event() -> None:
             assert await events.messages(1) == [{"n": [1, 2]}]
 
 
+async def test_a_message_that_cannot_be_written_out_is_a_gap_and_costs_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with (
+        staged() as stage,
+        stage.client() as client,
+        following(client, "a") as one,
+        following(client, "a") as other,
+        following(client, "a", group="g") as member,
+    ):
+        await stage.gateway.bus.transport.publish([unwritable("a")])
+        await publish(client, "a", 2)
+        for events in (one, other):
+            gap, told = await events.take(2)
+            assert (gap.event, told.event, told.message) == ("gap", "", 2)
+        assert await member.messages(1) == [2]
+    assert len([record for record in caplog.records if "cannot be written out" in record.message]) == 1
+
+
 def test_nothing_breaks_out_of_its_line() -> None:
     assert identified("a-1") == b"id: a-1\n"
     assert identified("a\ndata: forged\n\n") == identified("a\r") == identified("") == b""
@@ -109,7 +128,10 @@ async def test_signs_of_life_come_while_nothing_else_does() -> None:
 
 async def test_what_is_said_to_one_site_is_not_said_to_another() -> None:
     """Middleware changes what is sent; nothing of it is kept for the next."""
-    async with served(origins=("https://a.example", "https://b.example")) as running, running.client() as client:
+    async with (
+        served(origins=("https://a.example", "https://b.example"), anonymous=EVERYTHING) as running,
+        running.client() as client,
+    ):
         for origin in ("https://a.example", "https://b.example", ""):
             client.headers["origin"] = origin or running.url
             async with following(client, "a") as events:
@@ -225,6 +247,9 @@ async def test_what_cannot_be_is_said() -> None:
         problem(await client.get("/topics/a", headers={"last-event-id": b"\xff"}), 422)  # type: ignore[dict-item]
 
 
+HEADS = ("public.a", ">", "secret", "public.a?group=mine", "_group.a")
+
+
 async def test_rights_are_asked_first() -> None:
     clients = (known("reader", subscribe=("public.>",)), known("member", subscribe=("a",), group=("mine",)))
     async with served(clients=clients) as running:
@@ -235,6 +260,8 @@ async def test_rights_are_asked_first() -> None:
         async with running.client("reader") as reader:
             problem(await reader.get("/topics/>"), 403)
             problem(await reader.get("/topics/public.a?group=mine"), 403)
+            heads = [(await reader.head(f"/topics/{asked}")).status_code for asked in HEADS]
+            assert heads == [200, 403, 403, 403, 422]
             async with following(reader, "public.*"):
                 pass
         async with running.client("member") as member:
@@ -243,10 +270,14 @@ async def test_rights_are_asked_first() -> None:
                 pass
 
 
-async def test_a_picture_of_another_site_takes_no_messages() -> None:
+async def test_a_picture_of_another_page_takes_no_messages() -> None:
     async with served() as running, running.client() as client:
-        headers = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}
-        problem(await client.get("/topics/a?group=g", headers=headers), 403)
+        for site in ("cross-site", "same-site"):
+            headers = {"sec-fetch-site": site, "sec-fetch-mode": "no-cors"}
+            problem(await client.get("/topics/a?group=g", headers=headers), 403)
+        for site in ("same-origin", "none"):
+            async with client.stream("GET", "/topics/a?group=g", headers={"sec-fetch-site": site}) as response:
+                assert response.status_code == 200
 
 
 async def test_only_so_many_streams_are_open() -> None:

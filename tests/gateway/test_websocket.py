@@ -27,11 +27,11 @@ from tidings.gateway.asgi import asgi
 from tidings.gateway.frames import Ack, Credit, Fail, Publish, Request, Subscribe, Unsubscribe, read
 from tidings.gateway.limits import Limits
 from tidings.gateway.refusals import Malformed
-from tidings.gateway.rights import ANYONE, Rights
+from tidings.gateway.rights import ANYONE, EVERYTHING, Rights
 
 from .over_http import listening
 from .serving import DEADLINE, known, served
-from .streaming import Stage, Talk, frame, silent, staged, talking, upgrade
+from .streaming import Stage, Talk, frame, silent, staged, talking, unwritable, upgrade
 
 KINDS = ["memory", "sqlite"]
 SAID = (Subscribe, Unsubscribe, Ack, Fail, Credit, Publish, Request)
@@ -198,6 +198,20 @@ async def test_credit_is_how_many_may_be_unacknowledged() -> None:
         await talk.hear("published")  # and no third message before
         await talk.say(ack={"id": "g", "numbers": [got[0]["number"]]})
         assert [each["event"]["data"] for each in await talk.messages(1)] == [2]
+
+
+async def test_a_message_that_cannot_be_written_out_costs_no_other() -> None:
+    async with spoken() as (stage, talk):
+        await talk.say(subscribe={"id": "copies", "pattern": "a"})
+        await talk.hear("subscribed")
+        await join(talk)
+        await stage.gateway.bus.transport.publish([unwritable("a")])
+        await publish(stage, "a", 2)
+        heard = [await talk.next() for _ in range(3)]
+        assert sorted((kind, said["id"]) for kind, said in heard) == [
+            ("gap", "copies"), ("message", "copies"), ("message", "g")
+        ]  # fmt: skip
+        assert [said["event"]["data"] for kind, said in heard if kind == "message"] == [2, 2]
 
 
 async def test_a_failed_message_comes_again_or_is_a_dead_letter() -> None:
@@ -440,7 +454,7 @@ async def test_a_token_may_be_a_subprotocol() -> None:
 
 async def test_a_page_of_another_site_may_not_come() -> None:
     """Wherever the app is served, by ``tidings serve`` or mounted."""
-    async with served(origins=("https://friend.example",)) as running, staged() as stage:
+    async with served(origins=("https://friend.example",), anonymous=EVERYTHING) as running, staged() as stage:
         for url in (running.url, stage.url):
             with pytest.raises(InvalidStatus) as refused:
                 async with talking(url, origin="https://elsewhere.example"):
@@ -476,6 +490,17 @@ async def test_when_the_server_stops_it_says_so() -> None:
         await join(talk)
         stage.stopping.set()
         assert await closed(talk) == 1012
+
+
+@pytest.mark.parametrize("says", [{"publish": {"id": "1", "topic": "a"}}, {"request": {"id": "1", "service": "a"}}])
+async def test_what_fails_here_is_not_the_clients_fault(says: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    """It is not told that it is known no longer, which would make it forget its token; the log has why, once."""
+    async with spoken() as (stage, talk):
+        del stage.gateway.pace
+        await talk.say(**says)
+        assert await closed(talk) == 1011
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert record.exc_info
 
 
 async def test_who_does_not_read_is_told_when_it_does() -> None:

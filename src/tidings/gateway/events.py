@@ -12,6 +12,7 @@ loses after that it does not get again; WebSocket and gRPC acknowledge exactly.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
@@ -23,14 +24,17 @@ from starlette.types import Message as Event
 from starlette.types import Receive, Scope, Send
 
 from tidings.kernel.errors import TidingsError
+from tidings.kernel.topics import check_topic, refuse_reserved
 
-from .claims import Claim
+from .claims import Claim, Claimed
 from .cloudevents import structured
 from .feeds import Follower, Item
 from .refusals import Forbidden, Malformed
 from .rights import Principal
 from .site import Site, problem
 from .streams import Stream, gone
+
+log = logging.getLogger("tidings.gateway")
 
 SETTLE = 0.1  # seconds
 PIECE = 64 * 1024  # bytes of events written at once, or one event
@@ -78,6 +82,7 @@ class Events:
         await self.site.ready()
         async with stream.opened():
             if request.method == "HEAD":
+                self._may(who, pattern, ask.group)
                 await stream.write(started())
                 return
             leaving = asyncio.create_task(gone(receive, stream.end))
@@ -88,6 +93,12 @@ class Events:
                     await self._shares(who, pattern, ask.group, ask, stream)
             finally:
                 leaving.cancel()
+
+    def _may(self, who: Principal, pattern: str, group: str | None) -> None:
+        """Raises what ``follow`` or ``claim`` would."""
+        who.need("subscribe", self.site.gateway._readable(pattern))
+        if group is not None:
+            who.need("group", refuse_reserved(check_topic(group)))
 
     async def _copies(self, who: Principal, pattern: str, after: str | None, stream: Stream) -> None:
         follower = await self.site.gateway.follow(who, pattern, after)
@@ -141,9 +152,22 @@ async def shares(claim: Claim, stream: Stream) -> None:
             claim.acknowledge(number)
 
     while came := await claim.next():
-        for piece in pieces([lines(structured(claimed.message)) + b"\n" for claimed in came]):
-            await stream.write(written(piece))
-        later(SETTLE, settle, [claimed.number for claimed in came])
+        ready = dict(writable(claim, came))
+        if ready:
+            for piece in pieces([*ready.values()]):
+                await stream.write(written(piece))
+            later(SETTLE, settle, [*ready])
+
+
+def writable(claim: Claim, came: Sequence[Claimed]) -> Iterator[tuple[int, bytes]]:
+    """Numbers and events. A message that cannot be written out has failed; the others can."""
+    for claimed in came:
+        try:
+            event = lines(structured(claimed.message)) + b"\n"
+        except Exception as error:
+            claim.fail(claimed.number, error)
+        else:
+            yield claimed.number, event
 
 
 def asked(request: Request) -> Ask:
@@ -159,7 +183,8 @@ def asked(request: Request) -> Ask:
     if ask.group is not None:
         if ask.after is not None:
             raise Malformed("a group knows itself where it is", mend="leave out `after`")
-        if request.headers.get("sec-fetch-site") == "cross-site" and "origin" not in request.headers:
+        ours = request.headers.get("sec-fetch-site", "none") in ("same-origin", "none")
+        if not ours and "origin" not in request.headers:  # an origin that may not come did not come this far
             raise Forbidden("a page of another site may not take a group's messages")
         return ask
     if last := request.headers.get("last-event-id"):
@@ -171,8 +196,12 @@ def asked(request: Request) -> Ask:
 
 
 def one(item: Item) -> bytes:
-    """A message as an event: the same for all who follow."""
-    return identified(item.cursor) + lines(structured(item.message)) + b"\n"
+    """A message as an event: the same for all who follow. One that cannot be written out is a gap, and logged once."""
+    try:
+        return identified(item.cursor) + lines(structured(item.message)) + b"\n"
+    except Exception:
+        log.exception("a message of %s cannot be written out", item.message.topic)
+        return GAP
 
 
 def identified(cursor: str) -> bytes:

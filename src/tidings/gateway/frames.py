@@ -6,6 +6,7 @@ subscription, a publish or a request, and is in every answer to it.
 
 from __future__ import annotations
 
+import logging
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -19,6 +20,8 @@ from tidings.kernel.message import BINARY, JSON, Message
 from .cloudevents import is_json, media_type, structured
 from .feeds import Item
 from .refusals import Malformed
+
+log = logging.getLogger("tidings.gateway")
 
 PROTOCOL = "tidings.v1"
 
@@ -195,8 +198,15 @@ def said(name: str, **fields: Any) -> str:
 
 
 def copy(item: Item) -> str:
-    """A ``message`` frame from after its subscription's id: the same for all who follow."""
-    return f',"cursor":{_quoted(item.cursor)},"event":{structured(item.message).decode()}}}}}'
+    """A ``message`` frame from after its subscription's id: the same for all who follow.
+
+    ``""`` for a message that cannot be written out, which is logged once.
+    """
+    try:
+        return f',"cursor":{_quoted(item.cursor)},"event":{structured(item.message).decode()}}}}}'
+    except Exception:
+        log.exception("a message of %s cannot be written out", item.message.topic)
+        return ""
 
 
 def share(message: Message[Any], number: int, attempt: int) -> str:

@@ -2,8 +2,8 @@
 
 A frame that means nothing is answered by an ``error``, and the connection goes on. It is closed with 1007 for what is
 no JSON, 1003 for bytes, 1009 for more than a message may have, 1012 when the server stops, 1008 when a token was
-revoked, and 1013 for a client that does not read. What a group's member has not acknowledged when it goes, in whatever
-way, goes back to the group.
+revoked, 1011 for a failure of ours, and 1013 for a client that does not read. What a group's member has not
+acknowledged when it goes, in whatever way, goes back to the group.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class Close(Struct, frozen=True):
 
 GOING = Close(1012, "the server stops: come again")
 REVOKED = Close(1008, "who you are, or what you may do, is no longer so")
+FAILED = Close(1011, "something went wrong here: come again")
 BYTES = Close(1003, "frames are text")
 LARGE = Close(1009, "larger than a message may be")
 
@@ -84,16 +85,19 @@ class WebSockets:
         try:
             who = self.site.who(HTTPConnection(scope))
             await self.site.ready()
+            client = Client(self.site, who, stream)
             async with stream.opened():
                 await receive()  # "websocket.connect"
                 chosen = PROTOCOL if PROTOCOL in scope.get("subprotocols", ()) else None
                 await stream.write({"type": "websocket.accept", "subprotocol": chosen, "headers": []})
-                close = await Client(self.site, who, stream).run(receive)
+                close = await client.run(receive)
         except TidingsError as error:
             await self._refuse(error, scope, receive, send)
             return
         if close is REVOKED and self.site.stopping.is_set():
             close = GOING
+        elif close is REVOKED and client.failed:
+            close = FAILED
         if close is not None and not stream.slow:
             await stream.last({"type": "websocket.close", "code": close.code, "reason": close.reason})
 
@@ -111,6 +115,7 @@ class Client:
         self.gateway, self.limits, self.who, self.stream = site.gateway, site.gateway.limits, who, stream
         self.tasks: dict[str, asyncio.Task[None]] = {}
         self.claims: dict[str, Claim] = {}
+        self.failed = False
 
     async def run(self, receive: Receive) -> Close | None:
         """Until the client goes, or has to; None: it went."""
@@ -148,6 +153,9 @@ class Client:
             return Close(1007, "a frame was no JSON")
         except TidingsError as error:
             await self.say(refused(error, id or named(text)))
+        except Exception:
+            log.exception("a frame of a WebSocket could not be dealt with")
+            return FAILED
         return None
 
     async def _do(self, heard: Said) -> None:
@@ -219,6 +227,7 @@ class Client:
             await self.say(said("ended", id=id))
         except Exception:
             log.exception("a subscription or request of a WebSocket failed")
+            self.failed = True
             self.stream.end()
 
     async def _copies(self, id: str, follower: Follower) -> None:
@@ -233,7 +242,8 @@ class Client:
                     missed = follower.gap
                     await self.say(said("gap", id=id))
                 for item in items:
-                    await self.say(begin + item.as_(copy))
+                    rest = item.as_(copy)
+                    await self.say(begin + rest if rest else said("gap", id=id))
         finally:
             follower.close()
 
@@ -243,7 +253,12 @@ class Client:
             await self.say(said("subscribed", id=id))
             while came := await claim.next():
                 for claimed in came:
-                    await self.say(begin + share(claimed.message, claimed.number, claimed.attempt))
+                    try:
+                        rest = share(claimed.message, claimed.number, claimed.attempt)
+                    except Exception as error:  # this one cannot be written out: the others can
+                        claim.fail(claimed.number, error)
+                        continue
+                    await self.say(begin + rest)
         finally:
             del self.claims[id]
             await claim.close()
