@@ -279,6 +279,24 @@ async def test_bounds() -> None:
         assert await made.idle() == []
 
 
+async def test_bodies_that_nobody_has_signed_yet_block_no_known_client() -> None:
+    body, end = body_of("standard"), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"x" * 995
+        await end.wait()
+        yield b"x"
+
+    async with inside(intake=1000, body=1000) as made:
+        unsigned = asyncio.create_task(made.client.post("/webhooks/standard", content=slow()))
+        while (await made.post("standard", body, signed("standard", body))).status_code != 429:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        assert (await made.client.post("/topics/z.a", json="x" * 500)).status_code == 202
+        end.set()
+        assert (await unsigned).status_code == 401
+        assert (await made.post("standard", body, signed("standard", body))).status_code in (200, 202)
+
+
 async def test_the_rate_is_limited_by_name() -> None:
     async with inside(rate=1.0) as made:
         answers = []
@@ -549,7 +567,7 @@ async def test_broken_requests_hurt_nobody_else() -> None:
     """Bytes that are no HTTP, or end in the middle; then a good one."""
     luck, body = random.Random(7), body_of("standard")
     head = b"\r\n".join(b"%s: %s" % (k.encode(), v.encode()) for k, v in signed("standard", body).items())
-    whole = b"POST /webhooks/standard HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n%s\r\n\r\n%s" % (
+    whole = b"POST /webhooks/standard HTTP/1.1\r\nhost: localhost\r\ncontent-length: %d\r\n%s\r\n\r\n%s" % (
         len(body),
         head,
         body,

@@ -29,6 +29,7 @@ from tidings.kernel.errors import InvalidName, InvalidOption, NotFound
 from tidings.kernel.message import Message, seconds
 from tidings.kernel.topics import TOKEN, check_topic, refuse_reserved, token
 
+from .bodies import Intake
 from .cloudevents import STRUCTURED, drafts, media_type
 from .inbox import Inbox, inbox
 from .refusals import Malformed
@@ -39,6 +40,7 @@ from .site import Site, answering
 
 TYPE, UNTYPED = "{type}", "untyped"
 KEY = 500  # characters of a key
+STRANGERS = 8  # the part of `limits.intake` that webhooks have together
 
 
 class WebhookIn(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -86,17 +88,18 @@ def routes(site: Site, hooks: Sequence[WebhookIn] = ()) -> list[BaseRoute]:
 
 
 class Door:
-    """The endpoint."""
+    """The endpoint. Nobody knows yet who sends a body: such have an intake of their own, and block no known client."""
 
     def __init__(self, site: Site, receivers: Mapping[str, Receiver]) -> None:
-        self.site, self.receivers = site, receivers
+        self.site, self.receivers, limits = site, receivers, site.gateway.limits
+        self.intake = Intake(replace(limits, intake=max(limits.body, limits.intake // STRANGERS)))
         self.inbox: Inbox | None = None
 
     async def receive(self, request: Request) -> Response:
         receiver = self.receivers.get(request.path_params["name"])
         if receiver is None:
             raise NotFound("there is no such webhook", mend="see its name in the configuration: [[webhooks.in]]")
-        async with self.site.intake.body(request, self.site.gateway.limits.body) as body:
+        async with self.intake.body(request, self.site.gateway.limits.body) as body:
             draft = receiver.draft(request.headers, body, time.time())
             gateway = await self.site.ready()
             self.inbox = self.inbox or inbox(gateway)
