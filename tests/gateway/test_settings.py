@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from tidings.gateway.engine.configuration import Cluster, Options
 from tidings.gateway.limits import Limits
 from tidings.gateway.settings import Settings, load, printed, without_secrets
 from tidings.kernel.errors import NotFound, UsageError
@@ -147,3 +148,12 @@ def test_printed_it_can_be_read_again_and_has_no_secret(tmp_path: Path) -> None:
     assert "env:GITHUB_SECRET" in text
     again = msgspec.convert(tomllib.loads(text.replace("(hidden)", "plain-text-secret")), Settings)
     assert again == settings
+
+
+def test_a_cluster_shows_no_password(tmp_path: Path) -> None:
+    cluster = Cluster(listen="192.0.2.1:6222", routes=("192.0.2.2:6222",), password="between us")
+    settings = Settings(nats=Options(cluster=cluster))
+    assert "between us" not in repr(settings) + printed(without_secrets(settings, ""))
+    with pytest.raises(UsageError, match="a route of the cluster has a user or a password") as raised:
+        told(tmp_path, "[nats.cluster]\nlisten = 'h:1'\nroutes = ['u:between-us@h:2']\n")
+    assert "between-us" not in str(raised.value)

@@ -36,6 +36,14 @@ class Cluster(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     user: str = "route"
     password: str = ""  # that the servers show each other; env:NAME or file:/path where it is
 
+    def __post_init__(self) -> None:
+        if any("@" in route for route in self.routes):
+            mend = 'routes = ["host:port"], user = "…", password = "env:NAME"'
+            raise InvalidOption("a route of the cluster has a user or a password in it", mend=mend)
+
+    def __repr__(self) -> str:
+        return f"Cluster({self.listen!r}, {self.routes!r}, {self.name!r})"
+
 
 class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of ``--engine nats``. ``""`` is none; durations are ``"10s"``, sizes bytes."""
