@@ -50,7 +50,7 @@ def serve(
     config: Config = None,
     print_config: Annotated[bool, flag("Print what would be used, and end.")] = False,
     access_log: Annotated[bool, flag("Log each request.")] = False,
-    insecure: Annotated[bool, flag("Let everybody on the network do everything.")] = False,
+    insecure: Annotated[bool, flag("Beyond this machine: open to everybody, or without TLS.")] = False,
     json: Json = False,
 ) -> None:
     """Open a bus to HTTP clients, browsers, gRPC and devices, until SIGTERM or Ctrl-C.

@@ -38,7 +38,7 @@ def refuse_open_doors(settings: Settings, anonymous: Rights | None) -> None:
     beyond = [] if is_loopback(settings.host) else [settings.host or "every address"]
     hosts = [(address, address.rpartition(":")[0]) for address in settings.grpc if not address.startswith("unix:")]
     beyond += [address for address, host in hosts if not is_loopback(host)]
-    if beyond and not settings.tls.cert:
+    if beyond and not settings.tls.cert and not settings.tls.proxy:
         log.warning("%s: without TLS, tokens and messages can be read on their way", ", ".join(beyond))
     if not beyond or anonymous is None or not (anonymous.admin or anonymous.member):
         return

@@ -45,13 +45,12 @@ def routes(site: Site) -> list[BaseRoute]:
     @answering
     async def publish(request: Request) -> Response:
         who, limits = site.who(request), site.gateway.limits
-        whose = "" if who.name == ANYONE.name else f"{who.name}/"  # of whom an idempotency key is
         query, headers, topic = request.query_params, _plain(request), request.path_params["topic"]
         options, batch = _options(query), "batch" in query
         refuse_unreadable(headers)
         many = batch or media_type(headers.get("content-type", "")) in MANY
         async with site.intake.body(request, limits.batch if many else limits.body) as body:
-            messages = with_options(read(topic, headers, body, batch), headers, options, many, whose)
+            messages = with_options(read(topic, headers, body, batch), headers, options, many, who.name)
             sealed = await (await site.ready()).publish(who, messages)
         told = msgspec.json.encode({"ids": [message.id for message in sealed]})
         return Response(told, 202, media_type=JSON)
@@ -109,13 +108,13 @@ def _options(query: Mapping[str, str]) -> dict[str, Any]:
 def with_options(
     messages: Sequence[Message[Any]], headers: Mapping[str, str], options: Mapping[str, Any], many: bool, whose: str
 ) -> Sequence[Message[Any]]:
-    """Drafts with what the query and the headers say of them all. ``many``: they may be several. ``whose``: with what
-    the ids begin that come of an idempotency key, so that one client's hide no other's.
+    """Drafts with what the query and the headers say of them all. ``many``: they may be several. ``whose``: an
+    idempotency key is the client's.
     """
     given, trace = headers.get("idempotency-key"), trace_headers(headers)
     if given is None and not trace and not options:
         return messages
-    key, changed = whose + _idempotency(given) if given is not None else "", []
+    key, changed = _idempotency(given, whose) if given is not None else "", []
     for number, draft in enumerate(messages):
         fields = dict(options)
         if key and not draft.id:
@@ -126,10 +125,13 @@ def with_options(
     return changed
 
 
-def _idempotency(given: str) -> str:
-    """The key: bare, as most send it, or in quotes, as the HTTP API draft has it."""
+def _idempotency(given: str, whose: str) -> str:
+    """The id that comes of a key: bare, as most send it, or in quotes, as the HTTP API draft has it.
+
+    After the client's name, so that one's ids hide no other's.
+    """
     quoted = QUOTED.fullmatch(given)
     key = re.sub(r"\\(.)", r"\1", quoted[1]) if quoted else given
     if not key or len(key) > LONGEST or not key.isascii() or not key.isprintable():
         raise Malformed("Idempotency-Key is no key", mend=f"1 to {LONGEST} printable ASCII characters")
-    return key
+    return key if whose == ANYONE.name and "/" not in key else f"{whose}/{key}"
