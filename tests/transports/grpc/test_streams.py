@@ -187,7 +187,7 @@ async def test_consumers_that_wait_keep_nobody_waiting() -> None:
     async with serving() as (address, _), joined(address) as bus:
         consumers = await asyncio.gather(*(bus.subscribe(group(f"g{n}")) for n in range(1001)))
         receiving = [asyncio.ensure_future(consumer.receive(1)) for consumer in consumers]
-        await until(lambda: not bus.link.waiting, "they are on their way")
+        await until(lambda: len(bus.link.asked) == 1001 and not bus.link.waiting, "they are on their way")
         assert not await bus.publish([Message("a", b"1", "m1")])
         (delivery,) = await receiving[-1]
         await settle(consumers[-1], [delivery])
