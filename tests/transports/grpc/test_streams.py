@@ -36,8 +36,10 @@ async def serving(bus: Any = None, access: Access | None = None) -> AsyncIterato
     app = App("gate", bus or f"memory://streams-{next(_names)}")
     async with asyncio.timeout(DEADLINE), Gateway(app) as gateway:
         server = await serve_grpc(gateway, access or Access(), "127.0.0.1:0")
-        yield server.address, gateway
-        await server.stop(1.0)
+        try:
+            yield server.address, gateway
+        finally:
+            await server.stop(1.0)
 
 
 @asynccontextmanager
@@ -45,8 +47,10 @@ async def joined(address: str, **options: Any) -> AsyncIterator[GRPCTransport]:
     host, _, port = address.partition(":")
     bus = GRPC(host=host, port=int(port), **options).transport()
     await bus.open(lambda event: None)
-    yield bus
-    await bus.close()
+    try:
+        yield bus
+    finally:
+        await bus.close()
 
 
 def group(name: str, pattern: str = "a") -> Subscription:
