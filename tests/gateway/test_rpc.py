@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 import stat
+import struct
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -495,6 +496,57 @@ async def test_health_and_reflection(tmp_path: Path) -> None:
         await reflect.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol=BUS))
         assert (await reflect.read()).file_descriptor_response.file_descriptor_proto
         reflect.cancel()
+
+
+async def test_who_is_not_known_does_not_stay(tmp_path: Path) -> None:
+    """Whatever stays open is a stream of somebody known: the rest of gRPC is not taken from those who are."""
+    access, token = known(publish=(">",))
+    async with (
+        serving("memory", tmp_path, access, connections=5) as (server, gateway),
+        client(server) as stub,
+        client(server, token) as other,
+    ):
+        health, reflection = "/grpc.health.v1.Health", "/grpc.reflection.v1alpha.ServerReflection"
+        watches = [stub.channel.unary_stream(f"{health}/Watch")(b"") for _ in range(10)]
+        reflects = [stub.channel.stream_stream(f"{reflection}/ServerReflectionInfo")() for _ in range(10)]
+        for call in (*watches, *reflects):
+            assert (await ended(call)).code() is grpc.StatusCode.UNAUTHENTICATED
+        assert await stub.channel.unary_unary(f"{health}/Check")(b"") == b"\x08\x01"
+        with pytest.raises(aio.AioRpcError, match="NOT_FOUND"):
+            await stub.channel.unary_unary(f"{health}/Check")(b"\x0a\x01x")
+        watch = other.channel.unary_stream(f"{health}/Watch")(b"", metadata=other.metadata)
+        assert await watch.read() == b"\x08\x01"
+        assert gateway.streams == 1
+        assert (await other.Publish(messages("a", [1]))).ids
+        watch.cancel()
+
+
+async def test_nothing_is_read_of_who_may_not_come(tmp_path: Path) -> None:
+    """And who may has so long to say what it wants."""
+    access, token = known(publish=(">",))
+    async with serving("memory", tmp_path, access, patience=0.3) as (server, _), client(server, token) as stub:
+        method = stub.channel.stream_stream(f"/{BUS}/Publish")  # as a unary call, whose request does not come
+        assert (await ended(method())).code() is grpc.StatusCode.UNAUTHENTICATED
+        error = await ended(method(metadata=stub.metadata))
+        assert (error.code(), why(error).code) == (grpc.StatusCode.ABORTED, "TDG-E064")
+        call = method(metadata=stub.metadata)
+        await call.done_writing()
+        error = await ended(call)
+        assert (error.code(), why(error).code) == (grpc.StatusCode.INVALID_ARGUMENT, "TDG-E065")
+
+
+async def test_a_connection_has_so_many_calls(tmp_path: Path) -> None:
+    """The server says so first (RFC 9113, 6.5.2): SETTINGS_MAX_CONCURRENT_STREAMS."""
+    async with serving("memory", tmp_path) as (server, _):
+        host, _, port = server.address.partition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
+        head = await reader.readexactly(9)
+        told = await reader.readexactly(int.from_bytes(head[:3], "big"))
+        settings = dict(struct.iter_unpack(">HI", told))
+        assert (head[3], settings[3]) == (4, 1000)
+        writer.close()
+        await writer.wait_closed()
 
 
 @pytest.fixture

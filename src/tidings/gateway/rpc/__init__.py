@@ -9,23 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from google.protobuf.descriptor_pool import DescriptorPool
 from grpc import aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from tidings.gateway.access import Access
 from tidings.gateway.gateway import Gateway
 from tidings.kernel.errors import BusUnavailable, InvalidOption, NotOpen
-from tidings.transports.grpc.wire import BUS, FILE, MARGIN, TRANSPORT, pb
+from tidings.transports.grpc.wire import BUS, MARGIN, TRANSPORT, pb
 
 from .bus import BusService
 from .calls import Calls
 from .members import TransportService
+from .standard import Standard
 
 SOCKET = 0o600  # mode of a Unix socket's file
 IDLE = 300.0  # seconds that a connection may be there for nothing
 PINGS = 5.0  # seconds between a client's signs of life, at least
+CALLS = 1000  # of one connection at once; more wait at the client
 
 STOPS = NotOpen("the server stops", mend="come again")
 
@@ -37,13 +36,10 @@ class RPCServer:
         largest = max(gateway.limits.batch, gateway.bus.transport.capabilities.max_payload) + 16 * MARGIN
         self.calls, self.bus = Calls(gateway, access), BusService(gateway)
         self.transport = TransportService(gateway, largest)
-        self.health = health.aio.HealthServicer()
+        self.standard = Standard((BUS, TRANSPORT))
         calls = 2 * gateway.limits.connections  # half of them may be streams
         self.server = aio.server(options=options(gateway, largest), maximum_concurrent_rpcs=calls)
-        self.server.add_generic_rpc_handlers((self._bus(), self._transport()))
-        health_pb2_grpc.add_HealthServicer_to_server(self.health, self.server)
-        names = (BUS, TRANSPORT, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self.server, pool=described())
+        self.server.add_generic_rpc_handlers((self._bus(), self._transport(), *self.standard.handlers(self.calls)))
         self.address = ""
 
     def _bus(self) -> grpc.GenericRpcHandler:
@@ -54,7 +50,7 @@ class RPCServer:
             for kind in (pb.PublishResponse, pb.SubscribeResponse, pb.RequestResponse)
         )
         one, stream, replies = (
-            grpc.unary_unary_rpc_method_handler,
+            grpc.stream_unary_rpc_method_handler,  # a unary call on the wire; who calls is asked before it is read
             grpc.stream_stream_rpc_method_handler,
             grpc.unary_stream_rpc_method_handler,
         )
@@ -74,13 +70,12 @@ class RPCServer:
     async def start(self, address: str, credentials: grpc.ServerCredentials | None) -> None:
         self.address = bound(self.server, address, credentials)
         await self.server.start()
-        for name in ("", BUS, TRANSPORT):
-            await self.health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self.standard.start()
 
     async def stop(self, grace: float = 10.0) -> None:
         """End all streams, which tells their clients to come again; other calls have ``grace`` seconds to end."""
         self.transport.stopping.set()
-        await self.health.enter_graceful_shutdown()
+        await self.standard.stop()
         self.calls.end(STOPS)
         await self.server.stop(grace)
         await self.transport.close()
@@ -120,6 +115,7 @@ def options(gateway: Gateway, largest: int) -> list[tuple[str, Any]]:
     limits = gateway.limits
     return [
         ("grpc.so_reuseport", 0),  # a port that another has is refused
+        ("grpc.max_concurrent_streams", CALLS),
         ("grpc.max_receive_message_length", largest),
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_time_ms", int(limits.heartbeat * 1000)),
@@ -173,11 +169,3 @@ def vacant(path: Path) -> None:
         except OSError:
             return
     raise BusUnavailable(f"somebody listens at {path}", mend="another path, or stop what listens there")
-
-
-def described() -> DescriptorPool:
-    """What reflection tells of."""
-    pool = DescriptorPool()
-    for file in (FILE, health_pb2.DESCRIPTOR.serialized_pb, reflection_pb2.DESCRIPTOR.serialized_pb):
-        pool.AddSerializedFile(file)
-    return pool

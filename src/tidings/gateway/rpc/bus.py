@@ -47,7 +47,7 @@ class BusService:
             await stream.write(response)
 
     async def _publish(self, request: Any, who: Principal) -> list[str]:
-        drafts = [checked(draft(message), self.gateway.limits) for message in request.messages]
+        drafts = [timed(draft(message)) for message in request.messages]
         return [message.id for message in await self.gateway.publish(who, drafts)]
 
     # -- asking
@@ -195,16 +195,11 @@ def failure(m: Any) -> BaseException:
     return ClientFailed(why)
 
 
-def checked(message: Message[Any], limits: Limits) -> Message[Any]:
-    """A draft whose numbers are numbers. Raises ``InvalidOption``, ``Malformed``, ``TooLarge``."""
-    if len(message.body) > limits.body:
-        raise too_large(message.topic, message.body, limits)
+def timed(message: Message[Any]) -> Message[Any]:
+    """A draft whose durations are some. Raises ``InvalidOption``."""
     for name in ("delay", "expires"):
         if (value := getattr(message, name)) is not None:
             seconds(value, name)
-    for name in ("time", "deliver_at", "expires_at"):
-        if (value := getattr(message, name)) is not None:
-            finite(name, value)
     return message
 
 

@@ -14,7 +14,7 @@ from grpc import aio
 from tidings.gateway.access import Access
 from tidings.gateway.gateway import Gateway
 from tidings.gateway.refusals import Forbidden, Limited, Malformed, TooSlow, Unauthenticated
-from tidings.gateway.rights import Principal
+from tidings.gateway.rights import Principal, Rights
 from tidings.kernel import errors
 from tidings.transports.grpc.wire import AUTHORIZATION, DETAILS, refused
 
@@ -45,6 +45,7 @@ STATUSES: tuple[tuple[type[errors.TidingsError], grpc.StatusCode], ...] = (
 LONGEST = 1000  # characters of a part of an error: headers have little room
 
 FAILED = errors.BusError("the server failed", why="its log says how", mend="tell its operator")
+NOBODY = Principal("nobody", Rights())  # in particular
 CHANGED = Unauthenticated("what this client may do was changed", mend="come again")
 
 
@@ -101,18 +102,33 @@ class Calls:
             raise Unauthenticated("this is no way to say who you are here")
         return self.access.principal(token.strip(), names)
 
-    def unary(self, endpoint: Callable[[Any, Principal, Context], Awaitable[Any]], kind: Any) -> Any:
-        """One request of a kind, one response."""
+    def unary(
+        self, endpoint: Callable[[Any, Principal, Context], Awaitable[Any]], kind: Any, for_all: bool = False
+    ) -> Any:
+        """One request of a kind, one response. Nothing is read of who may not come; ``for_all``: everybody may."""
 
-        async def called(request: bytes, context: Context) -> Any:
+        async def called(_: Any, context: Context) -> Any:
             try:
-                who = self.who(context)
-                return await endpoint(parsed(kind, request), who, context)
+                who = NOBODY if for_all else self.who(context)
+                return await endpoint(await self._request(kind, context), who, context)
+            except aio.AbortError:
+                raise
             except Exception as error:
                 reason = known(error)
             return await abort(context, reason)
 
         return called
+
+    async def _request(self, kind: Any, context: Context) -> Any:
+        patience = self.gateway.limits.patience
+        try:
+            async with asyncio.timeout(patience):
+                came = await context.read()
+        except TimeoutError:
+            raise TooSlow(f"no request came for {patience:g} s") from None
+        if came is aio.EOF:
+            raise Malformed("there is no request", mend="a unary call has one")
+        return parsed(kind, came)
 
     def streaming(self, endpoint: Callable[[Any, Principal, Stream], Awaitable[None]], kind: Any) -> Any:
         """One request of a kind, or many, and many responses. It is one of the open streams that a gateway counts."""

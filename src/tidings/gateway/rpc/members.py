@@ -63,7 +63,12 @@ class Held:
         self.consumer, self.live = consumer, live
         self.number = 0
         self.deliveries: dict[int, Delivery] = {}
-        self.receiving = False
+        self.receiving: asyncio.Task[None] | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing receives from it."""
+        return self.receiving is None or self.receiving.done()
 
     def hand(self, came: Sequence[Delivery]) -> list[Any]:
         """Give them numbers: as they travel."""
@@ -94,6 +99,9 @@ class Member:
         self.bus: Any = gateway.bus.transport if self.shared else options.transport()
         self.consumers: dict[int, Held] = {}
         self.tasks: set[asyncio.Task[None]] = set()
+        self.receiving: set[asyncio.Task[None]] = set()  # one a consumer, for as long as nothing comes
+        self.opening: asyncio.Task[None] | None = None
+        self.writing: asyncio.Task[None] | None = None
         self.frames: deque[tuple[int, bytes]] = deque()
         self.more, self.number = asyncio.Event(), 0
         self.welcomed = False
@@ -128,23 +136,32 @@ class Member:
         self.frames.appendleft((1, pb.Answer(welcome=pb.Welcome(capabilities=has, **told_of)).SerializeToString()))
         self.more.set()
         self.welcomed = True
+        self.writing = asyncio.create_task(self.write())
 
     async def leave(self, clean: bool, wait: Callable[[float], Awaitable[None]]) -> None:
-        """Close all. What a member that is lost has in hand is left to its lease: not given back, but a dead one's."""
+        """Close all. What a member that is lost has in hand is left to its lease: not given back, but a dead one's.
+
+        A part that fails is told to the log, and the rest is closed.
+        """
         self.gone = not clean
+        if self.opening is not None:
+            await asyncio.wait({self.opening})
+            if self.opening.exception() is not None:
+                return
+        if self.writing is not None:
+            self.writing.cancel()
         for held in self.consumers.values():
             held.consumer.stop()
-        if self.tasks:
-            await asyncio.wait(self.tasks)
+        if working := self.tasks | self.receiving:
+            await asyncio.wait(working)
         if self.gone and self.shared:
             await wait(2 * max((h.consumer.lease for h in self.consumers.values() if h.deliveries), default=0.0))
         for number in tuple(self.consumers) if clean or self.shared else ():
-            with suppress(BusError):
-                await self._closed(number)
+            await parted(self._closed(number))
         self.gateway.streams -= len(self.consumers)
         self.consumers.clear()
         if not self.shared:
-            await self.bus.close()
+            await parted(self.bus.close())
 
     # -- what is written
 
@@ -175,7 +192,7 @@ class Member:
     # -- what is asked
 
     async def take(self, ask: Any) -> None:
-        """Begin to do it; waits while much is being done."""
+        """Begin to do it; waits while much is being done. A consumer that waits for messages does nothing."""
         what = ask.WhichOneof("what")
         if what == "stop":
             if held := self.consumers.get(ask.consumer):
@@ -187,8 +204,11 @@ class Member:
         if what not in self.does:
             raise Malformed("an ask asks for nothing that is known here", mend="use the same version on both sides")
         task = asyncio.create_task(self._do(ask, self.does[what]))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        working = self.tasks
+        if what == "receive" and (held := self.consumers.get(ask.consumer)) and held.idle:
+            held.receiving, working = task, self.receiving
+        working.add(task)
+        task.add_done_callback(working.discard)
         if len(self.tasks) >= MANY:
             await asyncio.wait(self.tasks, return_when=asyncio.FIRST_COMPLETED)
 
@@ -226,13 +246,9 @@ class Member:
         held = self._held(ask)
         held.lost()
         room = min(ask.receive, AT_ONCE, IN_HAND - len(held.deliveries))
-        if held.receiving or room <= 0:
+        if held.receiving is not asyncio.current_task() or room <= 0:
             raise Malformed("a consumer is asked once at a time, and for some", mend="settle what is in hand first")
-        held.receiving = True
-        try:
-            came = await held.consumer.receive(room)
-        finally:
-            held.receiving = False
+        came = await held.consumer.receive(room)
         if self.gone and came and not held.live:  # nobody has seen them
             await held.consumer.settle([Settlement(each, Release()) for each in came])
             return ()
@@ -317,6 +333,16 @@ class Member:
         return [pb.Answer(position=await self._can("position")())]
 
 
+async def parted(part: Awaitable[None]) -> None:
+    """Part of a member's leaving; it ends, whatever happens."""
+    try:
+        await part
+    except BusError as error:
+        log.info("a member left, and a part of it was not closed: %s", error)
+    except Exception:
+        log.exception("a member left, and a part of it was not closed")
+
+
 class TransportService:
     """The endpoint, and those who are leaving."""
 
@@ -328,14 +354,13 @@ class TransportService:
     async def join(self, _: Any, who: Principal, stream: Stream) -> None:
         who.need_all_of("member")
         member = Member(self.gateway, who, stream)
-        await member.open(self.frame)
-        writing = asyncio.create_task(member.write())
+        member.opening = asyncio.create_task(member.open(self.frame))
         try:
+            await asyncio.shield(member.opening)  # whoever leaves meanwhile leaves no open bus behind
             while not member.leaves and (frame := await stream.read()) is not None:  # or it is gone without a word
                 for ask in frame.asks:
                     await member.take(ask)
         finally:
-            writing.cancel()
             leaving = asyncio.create_task(member.leave(member.leaves or self.stopping.is_set(), self._wait))
             self.leaving.add(leaving)
             leaving.add_done_callback(self.leaving.discard)

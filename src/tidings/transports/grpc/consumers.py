@@ -23,7 +23,7 @@ EARLY, BEAT = 7 / 8, 1 / 16  # of a lease: it ends a little earlier here than th
 
 
 class GRPCConsumer:
-    """``number`` is the server's consumer of this stream; ``held``: what is in hand, by its number there.
+    """``number`` is the server's consumer on the stream ``epoch``; ``held``: what is in hand, by its number there.
 
     ``since``: when each was received or extended, on the loop's clock.
     """
@@ -31,7 +31,7 @@ class GRPCConsumer:
     def __init__(self, transport: GRPCTransport, subscription: Subscription) -> None:
         self.transport, self.link, self.subscription = transport, transport.link, subscription
         self.live = subscription.group is None
-        self.number, self.lease = 0, math.inf
+        self.number, self.epoch, self.lease = 0, 0, math.inf
         self.held: dict[int, Delivery] = {}
         self.since: dict[int, float] = {}
         self.loop = asyncio.get_running_loop()
@@ -41,11 +41,15 @@ class GRPCConsumer:
 
     async def subscribe(self) -> None:
         """Be a consumer of the server's, on the stream that is there. Raises ``Lost`` when it is no longer."""
+        if self.stopped:
+            return
         epoch = self.link.epoch
-        (answer,) = await self.link.put(subscribe=told(pb.Subscription, self.subscription))
-        if self.link.epoch != epoch or not self.link.live:
+        (answer,) = await self.link.put(epoch, subscribe=told(pb.Subscription, self.subscription))
+        if not self.link.has(epoch):
             raise Lost(True)
-        self.number, self.lease = answer.subscribed.consumer, answer.subscribed.lease
+        self.number, self.epoch, self.lease = answer.subscribed.consumer, epoch, answer.subscribed.lease
+        if self.stopped:  # meanwhile
+            self.link.tell(epoch, consumer=self.number, close=pb.Nothing())
         self.ready.set()
 
     def lost(self) -> None:
@@ -82,7 +86,10 @@ class GRPCConsumer:
         return ()
 
     async def _receive(self, limit: int) -> list[Delivery]:
-        parts = await self.link.put(consumer=self.number, receive=limit)
+        epoch = self.epoch
+        parts = await self.link.put(epoch, consumer=self.number, receive=limit)
+        if not self.live and not self.link.has(epoch):  # it was lost just now, and what came with it
+            raise Lost(True)
         came = [delivery(each) for part in parts for each in part.deliveries]
         if came and not self.live:
             self.held.update((each.token, each) for each in came)
@@ -98,7 +105,7 @@ class GRPCConsumer:
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[Failure]:
         if self.live:
             return await answers(self.transport.publish, settlements)
-        failed, mine = list[Failure](), list[int]()
+        failed, mine, epoch = list[Failure](), list[int](), self.epoch
         for index, settlement in enumerate(settlements):
             if self._has(settlement.delivery):
                 mine.append(index)
@@ -108,7 +115,7 @@ class GRPCConsumer:
         for piece in self._pieces([settlements[index] for index in mine]):
             indices = mine[first : first + len(piece.acknowledged) + len(piece.settlements)]
             first += len(indices)
-            failed += await self._settle(piece, indices, settlements)
+            failed += await self._settle(epoch, piece, indices, settlements)
         if fenced := sum(failure.kind == "fenced" for failure in failed):
             self.transport.notify(Event("fenced", fenced, self.subscription.group or ""))
         return sorted(failed, key=lambda failure: failure.index)
@@ -127,12 +134,14 @@ class GRPCConsumer:
             return [pb.Settle(acknowledged=numbers)] if numbers else []
         return [pb.Settle(settlements=run) for run in pieces(list(map(settled, settlements)), self.transport.room)]
 
-    async def _settle(self, piece: Any, indices: list[int], settlements: Sequence[Settlement]) -> list[Failure]:
-        """One ask's worth; ``indices``: of its settlements among all of them."""
+    async def _settle(
+        self, epoch: int, piece: Any, indices: list[int], settlements: Sequence[Settlement]
+    ) -> list[Failure]:
+        """One ask's worth, of what came on that stream; ``indices``: of its settlements among all of them."""
         if piece.ByteSize() > self.transport.room:  # one alone
             return [Failure(indices[0], "rejected", self.transport.too_large())]
         try:
-            (answer,) = await self.link.ask(consumer=self.number, settle=piece)
+            (answer,) = await self.link.put(epoch, consumer=self.number, settle=piece)
         except Lost:  # settled or not, it is ours no longer
             return [self._fenced(index, settlements[index].delivery) for index in indices]
         failed = [Failure(indices[f.index], f.kind, f.error) for f in failures(answer.failures)]
@@ -141,10 +150,9 @@ class GRPCConsumer:
             if failure.kind == "fenced":
                 settlements[failure.index].delivery.session.alive = False
         for index in indices:
-            if index not in ours:
-                number = settlements[index].delivery.token
-                self.held.pop(number, None)
-                self.since.pop(number, None)
+            if index not in ours and self._has(ended := settlements[index].delivery):
+                del self.held[ended.token]
+                self.since.pop(ended.token, None)
         return failed
 
     async def extend(self, deliveries: Sequence[Delivery]) -> None:
@@ -153,7 +161,7 @@ class GRPCConsumer:
             return
         with suppress(Lost):
             asked = self.loop.time()
-            (answer,) = await self.link.ask(consumer=self.number, extend=pb.Numbers(numbers=numbers))
+            (answer,) = await self.link.put(self.epoch, consumer=self.number, extend=pb.Numbers(numbers=numbers))
             self._renewed([number for number in numbers if number in self.held], asked)
             for number in answer.lost:
                 self._gone(number)
@@ -161,7 +169,7 @@ class GRPCConsumer:
     async def mark(self, delivery: Delivery) -> bool:
         with suppress(Lost):
             if self._has(delivery):
-                (answer,) = await self.link.ask(consumer=self.number, mark=delivery.token)
+                (answer,) = await self.link.put(self.epoch, consumer=self.number, mark=delivery.token)
                 return bool(answer.yes)
         return False
 
@@ -169,7 +177,7 @@ class GRPCConsumer:
         if not self.stopped:
             self.stopped = True
             if self.ready.is_set():
-                self.link.tell(consumer=self.number, stop=pb.Nothing())
+                self.link.tell(self.epoch, consumer=self.number, stop=pb.Nothing())
             self.ready.set()
 
     async def close(self) -> None:
@@ -178,7 +186,6 @@ class GRPCConsumer:
             return
         self.closed = True
         self.transport.consumers.pop(self, None)
-        if self.link.up.is_set():
-            with suppress(Lost, BusError):  # what it holds comes back when its lease ends
-                await self.link.ask(consumer=self.number, close=pb.Nothing())
+        with suppress(Lost, BusError):  # what it holds comes back when its lease ends
+            await self.link.put(self.epoch, consumer=self.number, close=pb.Nothing())
         self._forget()

@@ -37,10 +37,12 @@ OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", int(CONNECT * 1000)),
     ("grpc.max_reconnect_backoff_ms", int(LONGEST * 1000)),
 )
+UNKNOWN = grpc.StatusCode.UNIMPLEMENTED
+THERE = "is a `tidings serve` there?"
 MENDS = {
     grpc.StatusCode.UNAUTHENTICATED: "?token= says who you are; `tidings token add` makes one",
     grpc.StatusCode.PERMISSION_DENIED: "the server's operator gives the right `member`",
-    grpc.StatusCode.UNIMPLEMENTED: "is it a `tidings serve`, and of this version?",
+    UNKNOWN: "is it a `tidings serve`, and of this version?",
 }
 
 GONE = (aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError)  # what writing to a stream that ended raises
@@ -54,6 +56,14 @@ class Lost(Exception):
     def __init__(self, sent: bool) -> None:
         super().__init__()
         self.sent = sent
+
+
+EXPECTED = (aio.AioRpcError, TimeoutError, TidingsError, Lost)  # of connecting
+
+
+def said(error: BusUnavailable) -> str:
+    """In a line."""
+    return f"{error.what}: {error.why}" if error.why else error.what
 
 
 class Asked:
@@ -82,6 +92,7 @@ class Link:
         self.reading: asyncio.Task[None]
         self.running: asyncio.Task[None] | None = None
         self.why = ""  # the last stream ended
+        self.away: BusUnavailable | None = None  # why it is not back
         self.epoch, self.live = 0, False  # which stream it is, and that it is there
 
     # -- life cycle
@@ -113,7 +124,7 @@ class Link:
             return
         running, self.running = self.running, None
         if self.up.is_set():
-            self.tell(leave=pb.Nothing())
+            self.tell(self.epoch, leave=pb.Nothing())
             await asyncio.wait({running}, timeout=CONNECT)
         running.cancel()
         await asyncio.wait({running})
@@ -129,6 +140,8 @@ class Link:
         frame = await stream.read()  # before anything is written: a write that fails hides why
         if frame is aio.EOF:
             raise aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, aio.Metadata(), aio.Metadata(), "it says nothing")
+        if frame is None or not frame.answers:
+            raise BusUnavailable(f"{self.options.target} says nothing that is known here", mend=MENDS[UNKNOWN])
         welcome = frame.answers[0].welcome
         if welcome.version != VERSION:
             what = f"{self.options.target} speaks version {welcome.version} of tidings.v1.Transport, not {VERSION}"
@@ -161,10 +174,18 @@ class Link:
                     await self._connect()
                     await self._returned()
                 if not self.reading.done():
+                    self.away = None
                     self.up.set()
-            except (aio.AioRpcError, TimeoutError, TidingsError, Lost) as failed:
-                log.info("%s is not back yet: %s", self.options.target, failed)
+            except Exception as failed:  # whatever it is, we go on trying
                 self._end()
+                self._failed(failed)
+
+    def _failed(self, error: Exception) -> None:
+        """It is not back. Whoever waits is told why, and the log once a reason."""
+        before, self.away = self.away, self._unavailable(error)
+        known = before is not None and said(before) == said(self.away)
+        traceback = None if isinstance(error, EXPECTED) else error
+        log.log(logging.INFO if known else logging.WARNING, "not back yet: %s", said(self.away), exc_info=traceback)
 
     # -- asking
 
@@ -173,7 +194,7 @@ class Link:
         is not there for as long as a publish may wait.
         """
         await self.there()
-        return await self.put(**what)
+        return await self.put(self.epoch, **what)
 
     async def there(self) -> None:
         """Until it is; raises ``BusUnavailable`` when that takes too long."""
@@ -183,12 +204,18 @@ class Link:
             async with asyncio.timeout(self.wait):
                 await self.up.wait()
         except TimeoutError:
-            what, mend = f"{self.options.target} is not there, and was waited for", "is the server running?"
-            raise BusUnavailable(what, why=f"for {self.wait:g} s", mend=mend) from None
+            what, why = f"{self.options.target} is not there, and was waited for", f"for {self.wait:g} s"
+            if self.away is None:
+                raise BusUnavailable(what, why=why, mend="is the server running?") from None
+            raise BusUnavailable(what, why=f"{why}; {said(self.away)}", mend=self.away.mend) from None
 
-    async def put(self, **what: Any) -> Sequence[Any]:
-        """The same, now or not at all: what only means something on the stream that is there."""
-        if not self.live:
+    def has(self, epoch: int) -> bool:
+        """Whether that stream is the one that is there."""
+        return self.live and epoch == self.epoch
+
+    async def put(self, epoch: int, /, **what: Any) -> Sequence[Any]:
+        """The same, now and on that stream or not at all: numbers of consumers and deliveries begin anew on each."""
+        if not self.has(epoch):
             raise Lost(False)
         number = next(self.numbers)
         self.waiting.append((number, pb.Ask(number=number, **what).SerializeToString()))
@@ -196,9 +223,9 @@ class Link:
         self.more.set()
         return await asked.answer
 
-    def tell(self, **what: Any) -> None:
-        """Ask for nothing."""
-        if self.live:
+    def tell(self, epoch: int, /, **what: Any) -> None:
+        """Ask for nothing, on that stream."""
+        if self.has(epoch):
             self.waiting.append((0, pb.Ask(**what).SerializeToString()))
             self.more.set()
 
@@ -207,7 +234,7 @@ class Link:
             while True:
                 await self.more.wait()
                 self.more.clear()
-                while self.waiting:
+                while self.waiting and stream is self.stream:
                     await stream.write(framed((1, ask) for _, ask in some(self.waiting)))
 
     async def _read(self, stream: Any) -> None:
@@ -220,6 +247,9 @@ class Link:
                     self.notify(heard(Event, event))
         except aio.AioRpcError as failed:
             self.why = failed.details() or str(failed.code())
+        except Exception as failed:  # what it says is not understood
+            self.why = "it says what is not known here"
+            log.warning("the stream of %s is given up", self.options.target, exc_info=failed)
         finally:
             if stream is self.stream:
                 self._end()
@@ -255,13 +285,21 @@ class Link:
             if not each.answer.done():
                 each.answer.set_exception(Lost(number not in unsent))
 
-    def _unavailable(self, failed: aio.AioRpcError | TimeoutError) -> BusUnavailable:
+    def _unavailable(self, failed: Exception) -> BusUnavailable:
+        if isinstance(failed, BusUnavailable):
+            return failed
         what = f"{self.options.target} cannot be reached"
+        if isinstance(failed, TidingsError):  # of subscribing again
+            return BusUnavailable(f"{self.options.target} refuses", why=failed.what, mend=failed.mend)
         if isinstance(failed, TimeoutError):
-            return BusUnavailable(what, why=f"no answer for {CONNECT:g} s", mend="is a `tidings serve` there?")
-        why, mend = failed.details() or str(failed.code()), MENDS.get(failed.code(), "is a `tidings serve` there?")
+            return BusUnavailable(what, why="no answer in time", mend=THERE)
+        if isinstance(failed, Lost):
+            return BusUnavailable(what, why=self.why, mend=THERE)
+        if not isinstance(failed, aio.AioRpcError):
+            return BusUnavailable(what, why=f"{type(failed).__name__}: {failed}", mend=MENDS[UNKNOWN])
+        why, mend = failed.details() or str(failed.code()), MENDS.get(failed.code(), "")
         details = dict(failed.trailing_metadata() or ()).get(DETAILS)
         if isinstance(details, bytes):
             told = pb.Error.FromString(details)
-            what, why, mend = f"{self.options.target} refuses", told.what, told.mend or mend
-        return BusUnavailable(what, why=why, mend=mend)
+            what, why, mend = f"{self.options.target} refuses", told.what, mend or told.mend
+        return BusUnavailable(what, why=why, mend=mend or THERE)
