@@ -67,12 +67,17 @@ class Killing:
         done: Callable[[], Awaitable[bool]],
         look: Callable[[], Awaitable[Any]],
         count: int = ROUNDS,
+        *,
+        hit: bool = False,
     ) -> list[Any]:
         """Feed it ``count`` times, and each time kill whoever works; then one process may finish. What ``look`` saw
-        after each death. Fails unless most died while there was work to do."""
+        after each death. Fails unless most died while there was work to do. ``hit``: go on until ``look`` saw
+        something, up to five times as often: of few deaths all may come too early or too late."""
         seen = []
         await self._once(0.0)  # groups begin with what is published from now on
-        for number in range(count):
+        for number in range(5 * count if hit else count):
+            if number >= count and any(seen):
+                break
             await feed(number)
             await self._die()
             seen.append(await look())

@@ -556,7 +556,7 @@ async def test_killed_at_random_it_loses_and_doubles_nothing(kind: str, tmp_path
             idle = await killing.idle()
             return idle and not any(t.name == "shop.rested.open" for t in await bus.tables())
 
-        seen = await killing.rounds(feed, done, look)
+        seen = await killing.rounds(feed, done, look, hit=True)
         assert any(seen), "no group was open when it died"
         await publish(waiting)
         await killing.rounds(nothing_more, done, look, count=1)

@@ -192,7 +192,7 @@ async def test_killed_at_random_each_message_has_one_whole(kind: str, tmp_path: 
         async def done() -> bool:
             return await killing.idle() and not await look()
 
-        seen = await killing.rounds(feed, done, look)
+        seen = await killing.rounds(feed, done, look, hit=True)
         assert any(seen), "nothing was open when it died"
         whole = [decode(m.body, type=Bill) for m in await killing.log("bills")]
         results = await killing.log("priced")

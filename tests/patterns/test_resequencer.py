@@ -297,7 +297,7 @@ async def test_killed_at_random_it_keeps_the_order_and_loses_nothing(kind: str, 
         async def look() -> int:
             return sum(t.records for t in await bus.tables() if t.name == f"{GROUP}.waiting")
 
-        seen = await killing.rounds(feed, killing.idle, look)
+        seen = await killing.rounds(feed, killing.idle, look, hit=True)
         assert any(seen), "nothing waited when it died"
         await killing.rounds(last, killing.idle, look, count=1)
         came = [decode(m.body, type=Part) for m in await killing.log("ordered")]

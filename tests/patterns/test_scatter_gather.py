@@ -355,7 +355,7 @@ async def test_killed_at_random_each_question_has_one_outcome(kind: str, tmp_pat
         async def done() -> bool:
             return await killing.idle() and not await look()
 
-        seen = await killing.rounds(feed, done, look)
+        seen = await killing.rounds(feed, done, look, hit=True)
         assert any(seen), "nothing was open when it died"
         outcomes = [(m.key, m.header("aggregate"), decode(m.body, type=Offer)) for m in await killing.log("offers")]
         answers = [decode(m.body, type=Quote) for m in await killing.log("quotes")]
