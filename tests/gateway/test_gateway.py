@@ -15,10 +15,10 @@ from tests.state.stores import url_of
 
 from tidings import App, Backoff, Defer, Message, Reject, Retry, Service, Topic
 from tidings.gateway import Gateway, Limits, Principal, Rights
-from tidings.gateway.feeds import PAGE, Feeds
+from tidings.gateway.feeds import PAGE, Feeds, Follower
 from tidings.gateway.refusals import Forbidden, Limited, Malformed
 from tidings.gateway.rights import ANYONE
-from tidings.kernel.errors import BusUnavailable, InvalidName, NoAnswerer, NotOpen, RequestTimeout, TooLarge
+from tidings.kernel.errors import BusError, BusUnavailable, InvalidName, NoAnswerer, NotOpen, RequestTimeout, TooLarge
 from tidings.kernel.transport import Consumer, Stored, Subscription
 from tidings.transports.memory import Memory
 
@@ -451,7 +451,7 @@ class Late:
     """A memory bus whose log lags behind what comes live, as a replica's does; or that does not answer at all."""
 
     def __init__(self) -> None:
-        self.inner, self.shown, self.away = Memory().transport(), 0, False
+        self.inner, self.shown, self.away, self.failing = Memory().transport(), 0, False, 0
         self.capabilities, self.client = self.inner.capabilities, None
         self.open, self.close, self.publish = self.inner.open, self.inner.close, self.inner.publish
         self.topics, self.groups = self.inner.topics, self.inner.groups
@@ -465,7 +465,17 @@ class Late:
         return self.shown
 
     async def peek(self, pattern: str, after: int = 0, limit: int = 100) -> Sequence[Stored]:
+        if self.failing:
+            self.failing -= 1
+            raise BusError("not now")
         return [s for s in await self.inner.peek(pattern, after, limit) if s.position <= self.shown]
+
+
+def unlooked(follower: Follower) -> Follower:
+    """A follower whose feed does not look at the log by itself now and then."""
+    assert follower.feed.looking is not None
+    follower.feed.looking.cancel()
+    return follower
 
 
 async def test_what_the_log_shows_late_is_not_waited_for_until_something_else_comes() -> None:
@@ -473,12 +483,25 @@ async def test_what_the_log_shows_late_is_not_waited_for_until_something_else_co
     await bus.open(lambda event: None)
     feeds = Feeds(cast(Any, bus), "gate", Limits(accept=0.2), Counter())
     async with asyncio.timeout(DEADLINE):
-        follower = await feeds.follow("a")
+        follower = unlooked(await feeds.follow("a"))
         await bus.publish([Message("a", b"%d" % n, id=str(n)) for n in range(2)])
         bus.shown = 1
         assert bodies(await take(follower, 1)) == [0]
         bus.shown = 2
         assert bodies(await take(follower, 1)) == [1]
+    await feeds.close()
+
+
+async def test_what_could_not_be_read_is_looked_for_again() -> None:
+    bus = Late()
+    await bus.open(lambda event: None)
+    feeds = Feeds(cast(Any, bus), "gate", Limits(), Counter())
+    async with asyncio.timeout(DEADLINE):
+        follower = unlooked(await feeds.follow("a"))
+        bus.failing, bus.shown = 1, 1
+        await bus.publish([Message("a", b"0", id="0")])
+        assert bodies(await take(follower, 1)) == [0]
+        assert not bus.failing
     await feeds.close()
 
 

@@ -21,6 +21,7 @@ from tidings import App, Message
 from tidings.gateway import Limits, Rights
 from tidings.gateway.access import Access, Client, hashed
 from tidings.gateway.asgi import asgi
+from tidings.gateway.publishing import with_options
 
 from .over_http import DEADLINE, asking, client, listening, problem
 
@@ -303,3 +304,11 @@ async def test_a_bus_that_is_away() -> None:
             while (answer := await http.post("/topics/a", json=1)).status_code == 503:
                 pass
             assert answer.status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("whose", "key", "id"), [("till", "k", "till/k"), ("anyone", "k", "k"), ("anyone", "till/k", "anyone/till/k")]
+)
+def test_one_client_s_keys_hide_no_other_s_messages(whose: str, key: str, id: str) -> None:
+    (message,) = with_options([Message("a", b"1")], {"idempotency-key": key}, {}, False, whose)
+    assert message.id == id

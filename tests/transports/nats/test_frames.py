@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tidings.kernel.topics import matches
@@ -41,8 +41,6 @@ def by_the_client(block: bytes) -> dict[str, str]:
     return Client._parse_header_lines(block[len(b"NATS/1.0\r\n") :])
 
 
-@example({"x": "y"}, "7\r\nNats-Rollup: all")  # a value that looks like one more header
-@example({"x": "y"}, "7\nce-tdgtopic: bank")
 @given(st.dictionaries(TEXT.filter(bool), TEXT, min_size=1, max_size=4), TEXT.filter(bool))
 def test_any_headers_and_attributes_come_as_they_were_sent(headers: dict[str, str], text: str) -> None:
     block = head(
@@ -53,6 +51,15 @@ def test_any_headers_and_attributes_come_as_they_were_sent(headers: dict[str, st
     assert dict(message.headers or ()) == headers
     assert (message.id, message.content_type) == (text, "text/plain; charset=utf-8")
     assert told["tdgtopic"] == "a.b"
+
+
+@pytest.mark.parametrize("text", ["7\r\nNats-Rollup: all", "7\r\nce-tdgtopic: bank", "7\nx: y", "7\r\n\r\n"])
+def test_a_value_that_looks_like_one_more_header_is_none(text: str) -> None:
+    """All else of the block is plain, and so is each line of the value: only their number tells."""
+    block = head({"id": text}, "application/json", None, {"Nats-Msg-Id": "1"})
+    assert sorted(by_the_client(block)) == ["Nats-Msg-Id", "ce-datacontenttype", "ce-id"]
+    message, told = opened("a.b", b"", parsed(block), "7", 0.0)
+    assert (message.id, message.topic, "tdgtopic" in told) == (text, "a.b", False)
 
 
 @pytest.mark.parametrize(
