@@ -63,6 +63,7 @@ class Tap:
         self.extended: Counter[str] = Counter()
         self.receive_errors: list[Exception] = []
         self.settle_errors: list[Exception] = []
+        self.mark_takes = 0.0  # seconds
         self.refuse: Callable[[Settlement], Failure | None] = lambda settlement: None
 
     async def receive(self, limit: int) -> Sequence[Delivery]:
@@ -91,6 +92,7 @@ class Tap:
         await self.inner.extend(deliveries)
 
     async def mark(self, delivery: Delivery) -> bool:
+        await asyncio.sleep(self.mark_takes)
         return await self.inner.mark(delivery)
 
     def stop(self) -> None:

@@ -8,7 +8,7 @@ from tests.kernel.rig import FAST, GROUP, message, stage, until, virtual
 
 from tidings import Backoff, Delivery
 from tidings.kernel.recovery import PERMIT
-from tidings.kernel.transport import ACK, Subscription
+from tidings.kernel.transport import ACK, Release, Subscription
 from tidings.transports.memory import Memory, MemoryTransport
 
 
@@ -127,6 +127,44 @@ async def test_a_suspect_whose_session_ends_before_it_starts_gives_the_permit_ba
             await other.settled(1, within=60)
     for keeper in keepers:
         await keeper.close()
+
+
+@virtual
+async def test_a_suspect_is_kept_while_it_is_marked_however_long_that_takes() -> None:
+    """Kafka commits a mark, which waits while its group shares out its partitions anew: for longer than a lease."""
+    keeper = await victim("slow-mark", "n1")
+    runs: list[str] = []
+
+    async def handle(delivery: Delivery) -> None:
+        runs.append(delivery.message.id)
+
+    async with stage(handle, name="slow-mark") as s:
+        s.tap.mark_takes = 3 * s.tap.lease
+        await s.settled(1)
+        assert (s.events["recovered"], s.worker.stats.fenced, runs) == (0, 0, ["n1"])
+        assert not s.worker.lanes.marking
+    await keeper.close()
+
+
+@virtual
+async def test_pausing_while_a_suspect_is_marked_gives_it_back_once_and_afterwards() -> None:
+    keeper = await victim("paused-marking", "n1", "n2")
+
+    async def handle(delivery: Delivery) -> None: ...
+
+    async with stage(handle, name="paused-marking") as s:
+        s.tap.mark_takes = 10.0
+        await until(lambda: bool(s.worker.lanes.marking))
+        s.worker.pause()
+        await asyncio.sleep(5)
+        assert (s.fates("n1"), s.fates("n2")[:1]) == ([], [Release()])
+        await asyncio.sleep(10)
+        assert s.fates("n1") == [Release()]
+        s.tap.mark_takes = 0.0
+        s.worker.pause(False)
+        await s.settled(2)
+        assert [s.fates(id)[-1] for id in ("n1", "n2")] == [ACK, ACK]
+    await keeper.close()
 
 
 @virtual

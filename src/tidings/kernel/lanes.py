@@ -3,7 +3,8 @@
 Of each key at most one delivery is ready, running or waiting; the others queue in its lane, in arrival order. A
 delivery without a key has no lane. The worker takes from ``ready``, and says ``done`` when the lane may move on.
 
-A suspect (its last holder died) goes to ``suspects`` instead of ``ready``: those run one at a time per process.
+A suspect (its last holder died) goes to ``suspects`` instead of ``ready``: those run one at a time per process, each
+marked before (``marking``).
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from .transport import Delivery
 class Lanes:
     """The deliveries in one worker's hands that have not started. No I/O, no clock."""
 
-    __slots__ = ("_busy", "_order", "_waiting", "ready", "suspects")
+    __slots__ = ("_busy", "_order", "_waiting", "marking", "ready", "suspects")
 
     def __init__(self) -> None:
         self.ready: deque[Delivery] = deque()
         self.suspects: deque[Delivery] = deque()
+        self.marking: Sequence[Delivery] = ()
         self._busy: dict[str, deque[Delivery] | None] = {}  # a key in someone's hands -> those behind it
         self._waiting: list[tuple[float, int, Delivery]] = []
         self._order = count().__next__
@@ -104,10 +106,10 @@ class Lanes:
         return gone
 
     def drain(self) -> tuple[list[Delivery], list[Delivery]]:
-        """Empty everything: (never started, waiting in place). Lanes of those still running are kept."""
+        """Empty all but ``marking``: (never started, waiting in place). Lanes of those still running are kept."""
         waiting = [delivery for _, _, delivery in self._waiting]
         self._waiting.clear()
-        fresh = list(self)
+        fresh = [delivery for delivery in self if delivery not in self.marking]
         for delivery in chain(self.ready, self.suspects, waiting):
             if delivery.message.key is not None:
                 self._busy.pop(delivery.message.key, None)
@@ -118,5 +120,5 @@ class Lanes:
 
     def __iter__(self) -> Iterator[Delivery]:
         """Everything in hand that has not started."""
-        queued = (queue or () for queue in self._busy.values())
-        return chain(self.ready, self.suspects, chain.from_iterable(queued), (last for _, _, last in self._waiting))
+        queued = chain.from_iterable(queue or () for queue in self._busy.values())
+        return chain(self.ready, self.suspects, self.marking, queued, (last for _, _, last in self._waiting))

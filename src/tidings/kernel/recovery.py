@@ -33,12 +33,15 @@ async def recover(consumer: Consumer, settling: Settling) -> None:
 
 async def _recover_one(delivery: Delivery, consumer: Consumer, settling: Settling) -> None:
     if settling.may_start(delivery):
-        if await _marked(delivery, consumer):
-            settling.suspect = (delivery, settled := asyncio.get_running_loop().create_future())
+        settling.lanes.marking = (delivery,)  # which may take longer than its lease
+        marked = await _marked(delivery, consumer)
+        settling.lanes.marking = ()
+        if marked:
+            settling.suspect = (delivery, settled := asyncio.Event())
             settling.lanes.ready.appendleft(delivery)
             if not settling.wake():
                 settling.give_back()  # paused meanwhile: not with the permit in hand
-            await settled
+            await settled.wait()
             return
         settling.held -= 1
     settling.lanes.done(delivery)

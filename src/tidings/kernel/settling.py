@@ -65,7 +65,7 @@ class Settling:
         self.committing: Sequence[Settlement] = ()
         # received and not yet committed; of those ready: no handler's success; known to the breaker
         self.held = self._other = self._counted = 0
-        self.suspect: tuple[Delivery, asyncio.Future[None]] | None = None  # running, and to be told when settled
+        self.suspect: tuple[Delivery, asyncio.Event] | None = None  # running, and to be told when settled
         self.leaving = Counter[object]()  # keys of an ordered group that go back uncommitted, and (key, id)
         self.flushable, self.suspected = asyncio.Event(), asyncio.Event()
 
@@ -239,8 +239,7 @@ class Settling:
 
     def _suspect_left(self, delivery: Delivery) -> None:
         if self.suspect is not None and self.suspect[0] is delivery:
-            if not self.suspect[1].done():
-                self.suspect[1].set_result(None)
+            self.suspect[1].set()
             self.suspect = None
 
     def _unsettled(self, settlement: Settlement, failure: Failure) -> None:

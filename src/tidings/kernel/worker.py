@@ -63,15 +63,15 @@ class Worker:
     def __init__(
         self, consumer: Consumer, handler: Handler, work: Work, clock: Clock, busy: set[Any], breaker: Breaker | None
     ) -> None:
-        self.consumer, self.handler, self.work, self.clock = consumer, handler, work, clock
-        self.busy = busy  # the loop's busy subscriptions
+        # ``busy``: the loop's busy subscriptions
+        self.consumer, self.handler, self.work, self.clock, self.busy = consumer, handler, work, clock, busy
         self.settling = Settling(consumer, work.policy, breaker, clock, self._wake)
         self.lanes, self.stats = self.settling.lanes, self.settling.stats
         self.told, self.wanted = asyncio.Event(), asyncio.Event()
         self.slots, self.idle = set[Slot](), list[asyncio.Future[None]]()
         self.stopping = self.blocked = self.draining = self.breathing = self.waking = self.timing = False
-        self.until, self.limit = 0.0, 1  # when to breathe; so many settled call for a look at what to do with them
-        self.prefetch, self.paused = 0, set[str]()  # by whom
+        # when to breathe; so many settled call for a look at what to do with them; so many in hand; paused by whom
+        self.until, self.limit, self.prefetch, self.paused = 0.0, 1, 0, set[str]()
         self.resize(work.concurrency)
 
     # -- life cycle
@@ -230,8 +230,7 @@ class Worker:
 
     def _flush_due(self) -> None:
         self.timing, self.limit = False, 1
-        if self.settling.ready:
-            self.settling.flushable.set()
+        self.settling.flushable.set()
 
     def _wake(self) -> bool:
         """Something changed that may let a worker or the receiver go on; whether deliveries may start."""

@@ -35,8 +35,16 @@ def running(run: Run, name: str) -> bool:
     return seen["begin"] > seen["end"] + seen["fail"] + seen["reject"]
 
 
-async def busy(run: Run, name: str) -> None:
-    await run.until(lambda: running(run, name), f"{name} is busy")
+async def busy(run: Run, *names: str) -> str:
+    """Wait until one of these is; which."""
+    found = list[str]()
+
+    def one() -> bool:
+        found[:] = [name for name in names if running(run, name)]
+        return bool(found)
+
+    await run.until(one, f"{' or '.join(names)} is busy")
+    return found[0]
 
 
 async def freeze(run: Run) -> None:
@@ -77,13 +85,17 @@ def _running(lines: Sequence[Line]) -> set[tuple[str, str]]:
 
 
 async def drain(run: Run) -> None:
-    """SIGTERM to a busy consumer, and another one takes its place; twice, unless all was done in the meantime."""
-    await busy(run, "c0")
-    await run.terminate("c0")
-    await run.start("c0")
-    await run.until(lambda: running(run, "c1") or (run.published and run.idle), "c1 is busy")
-    await run.terminate("c1")
-    await run.start("c1")
+    """SIGTERM to a busy consumer, and another one takes its place; then the other, unless all was done meanwhile.
+
+    Which is busy first is the bus's choice: one may be given nothing before the other has done it all.
+    """
+    first = await busy(run, "c0", "c1")
+    other = "c1" if first == "c0" else "c0"
+    await run.terminate(first)
+    await run.start(first)
+    await run.until(lambda: running(run, other) or (run.published and run.idle), f"{other} is busy")
+    await run.terminate(other)
+    await run.start(other)
 
 
 async def come_and_go(run: Run) -> None:
