@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote
 import msgspec
 
 from tidings.kernel.message import BINARY, JSON, Message
-from tidings.transports._wire import attributes, data, instant, restored
+from tidings.transports._wire import HEADERS, attributes, data, instant, pairs, restored, unpaired
 
 from .refusals import Malformed, UnsupportedMediaType
 
@@ -28,7 +28,7 @@ PREFIX = "ce-"
 TIMES = ("time", "expirytime", "tdgdeliverytime")
 FIELDS = {"specversion", "id", "source", "type", "partitionkey", "tdgpriority", "tdgreplyto", *TIMES}
 FIELDS |= {"correlationid", "causationid", "datacontenttype"}
-OTHERS, BODY = "tdgheaders", ("data", "data_base64")
+BODY = ("data", "data_base64")
 
 SAFE = "".join(map(chr, range(0x21, 0x7F))).replace('"', "").replace("%", "")  # HTTP binding §3.1.3.2
 NAME = re.compile(r"[a-z0-9]+")
@@ -39,7 +39,6 @@ QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _raw = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _raws = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
 _value = msgspec.json.Decoder(str | int | bool | None).decode
-_pairs = msgspec.json.Decoder(list[tuple[str, str]]).decode
 
 
 # -- messages as events
@@ -86,7 +85,7 @@ def _attributes(message: Message[Any]) -> dict[str, str]:
         else:
             others.append((name, value))
     if others:
-        told[OTHERS] = msgspec.json.encode(others).decode()
+        told[HEADERS] = pairs(tuple(others))
     return told
 
 
@@ -180,7 +179,7 @@ def _body(found: msgspec.Raw | None, encoded: msgspec.Raw | None, content_type: 
 
 def _draft(topic: str, told: dict[str, str], body: bytes, content_type: str, which: str) -> Message[Any]:
     _check(told, which)
-    others = told.pop(OTHERS, None)
+    others = told.pop(HEADERS, None)
     fields = {name: value for name, value in told.items() if name in FIELDS}
     own = [(name, value) for name, value in told.items() if name not in FIELDS and not name.startswith("tdg")]
     if others is not None:
@@ -189,14 +188,13 @@ def _draft(topic: str, told: dict[str, str], body: bytes, content_type: str, whi
 
 
 def _others(text: str, which: str) -> Sequence[tuple[str, str]]:
-    try:
-        pairs = _pairs(text)
-    except msgspec.DecodeError as error:
-        raise Malformed(f"{OTHERS} of {which} are no [name, value] pairs", why=str(error)) from None
-    for name, value in pairs:
+    others = unpaired(text)
+    if others is None:
+        raise Malformed(f"{HEADERS} of {which} are no [name, value] pairs", mend='such as [["trace", "1"]]')
+    for name, value in others:
         if not name or name.startswith("tdg") or CONTROL.search(name) or CONTROL.search(value):
-            raise Malformed(f"{name!r} in {OTHERS} of {which} is no header", mend="rename it, or escape its value")
-    return pairs
+            raise Malformed(f"{name!r} in {HEADERS} of {which} is no header", mend="rename it, or escape its value")
+    return others
 
 
 def _check(told: Mapping[str, str], which: str) -> None:

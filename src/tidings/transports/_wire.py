@@ -1,7 +1,8 @@
 """Messages beside their bodies: CloudEvents attributes, for transports that carry them as native headers.
 
 A transport adds its binding's prefix (``ce-``, ``ce_``, ``cloudEvents:``) and puts ``datacontenttype`` where the
-binding wants it. The user's own headers travel as they are. ``docs/wire.md`` says what each attribute means.
+binding wants it. The user's own headers travel as they are; where one of them would be taken for something else, all of
+that message's travel in the attribute ``tdgheaders``. ``docs/wire.md`` says what each attribute means.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from typing import Any
 import msgspec
 
 from tidings.kernel.message import JSON, Headers, Message
+
+HEADERS = "tdgheaders"
 
 FIRST, LAST = -62_135_596_800.0, 253_402_300_799.0  # the years 1 to 9999
 
@@ -51,6 +54,19 @@ def copied(message: Message[Any], failures: int, crashes: int) -> dict[str, str]
     return told
 
 
+def pairs(headers: Headers) -> str:
+    """Headers as an attribute: a JSON array of [name, value] pairs."""
+    return msgspec.json.encode(headers).decode()
+
+
+def unpaired(text: str) -> Headers | None:
+    """The headers in such an attribute; None for anything else."""
+    try:
+        return tuple(_pairs(text))
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return None
+
+
 def restored(
     destination: str,
     body: bytes,
@@ -68,6 +84,8 @@ def restored(
     topic = get("tdgtopic") or destination
     address = get("tdgaddress") if "tdgfailures" in told else destination if topic != destination else None
     priority, sent = get("tdgpriority"), get("time")
+    if HEADERS in told:
+        headers = unpaired(told[HEADERS]) or headers
     return Message(
         topic,
         body,
@@ -135,6 +153,9 @@ def instant(text: str | None) -> float | None:
         return at if FIRST <= at <= LAST else None
     except (ValueError, OverflowError):
         return None
+
+
+_pairs = msgspec.json.Decoder(list[tuple[str, str]]).decode
 
 
 @lru_cache(256)

@@ -320,8 +320,8 @@ class TestTraps:
     async def test_names_that_do_not_fit_are_refused_one_by_one(self, rig: Rig) -> None:
         bus = await rig.open()
         tap = await rig.tap(bus, "orders.placed", "shop.bill")
-        long, cc = rig.message("a" * 256), rig.message(headers=(("CC", "x"),))
-        failures = await bus.publish([rig.message(), long, cc, rig.message()])
+        long, kind = rig.message("a" * 256), rig.message(content_type="x" * 256)
+        failures = await bus.publish([rig.message(), long, kind, rig.message()])
         assert [(failure.index, type(failure.error)) for failure in failures] == [(1, InvalidName), (2, InvalidOption)]
         await tap.take(2)
 

@@ -53,6 +53,29 @@ class Delivering:
         same(sent, (await tap.take())[0].message)
 
     @scenario
+    async def test_headers_that_look_like_the_bus_s_own(self, rig: Rig) -> None:
+        """They are the user's, also in the copy that a retry may be: they mean nothing, and none is lost."""
+        bus = await rig.open()
+        tap = await rig.tap(bus, "orders.placed", "shop.bill")
+        prefixes = ("ce-", "Ce-", "ce_", "cloudEvents:", "cloudEvents_")
+        attributes = ("tdgtopic", "tdgfailures", "tdgreplyto", "expirytime", "type", "id", "tdgheaders")
+        names = [prefix + attribute for prefix in prefixes for attribute in attributes]
+        names += ["content-type", "Nats-Rollup", "CC", "x-death", "x-first-death-queue", "body", "n" * 300]
+        every = (*names, "twice", "twice")
+        sent = [rig.message(headers=((name, "2001-01-01T00:00:00Z"),)) for name in names]
+        sent.append(rig.message(headers=tuple((name, str(n)) for n, name in enumerate(every))))
+        await rig.publish(bus, *sent)
+        for failures in (0, 1):
+            found = {delivery.message.id: delivery for delivery in await tap.take(len(sent))}
+            for message in sent:
+                delivery = found[message.id]
+                same(message, delivery.message)
+                assert sorted(delivery.message.headers or ()) == sorted(message.headers or ())
+                assert delivery.failures == failures
+                assert (delivery.message.expires_at, delivery.message.reply_to) == (None, None)
+                await (tap.ack if failures else tap.retry)(delivery)
+
+    @scenario
     async def test_sizes(self, rig: Rig) -> None:
         bus = await rig.open()
         most = bus.capabilities.max_payload

@@ -19,6 +19,7 @@ from msgspec import Struct, structs
 from tidings.kernel import errors
 from tidings.kernel.message import JSON, Message
 from tidings.kernel.transport import ACK, Ack, Delivery, Failure, Release, Retry, Session, Settlement
+from tidings.transports._wire import HEADERS, pairs, unpaired
 
 S = TypeVar("S", bound=Struct)
 
@@ -63,7 +64,8 @@ def packed(message: Message[Any]) -> Any:
         source=m.source,
     )
     if m.headers:
-        made.headers.update(m.headers)
+        once = len(dict(m.headers)) == len(m.headers)
+        made.headers.update(m.headers if once else {HEADERS: pairs(m.headers)})
     if m.priority:
         made.priority = m.priority
     for name in RARE:
@@ -78,7 +80,9 @@ RARE = ("deliver_at", "expires_at", "correlation_id", "causation_id", "reply_to"
 
 def unpacked(m: Any) -> Message[Any]:
     """A message that came."""
-    has, headers = m.HasField, m.headers
+    has, headers = m.HasField, tuple(m.headers.items())
+    if HEADERS in m.headers:
+        headers = unpaired(m.headers[HEADERS]) or headers
     return Message(
         m.topic,
         m.body,
@@ -88,7 +92,7 @@ def unpacked(m: Any) -> Message[Any]:
         m.type,
         m.source,
         m.content_type if has("content_type") else JSON,
-        tuple(headers.items()) if headers else None,
+        headers or None,
         m.priority,
         m.deliver_at if has("deliver_at") else None,
         m.expires_at if has("expires_at") else None,

@@ -48,7 +48,14 @@ LOOK = 0.001  # seconds between looks for reports
 SLICE = 500  # records produced before the loop gets a breath
 SPARE, LARGE = 4, 4096  # batches kept, and records of the largest of them
 
+BROKEN = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._AUTHENTICATION, KafkaError._SSL}
+MOVING = {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS}
 VANISHED = {KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART}
+
+
+def passing(reason: Any) -> bool:
+    """Whether an error may pass by itself: who would answer moves, has just started, or does not answer yet."""
+    return reason.retriable() or reason.code() in (*BROKEN, *MOVING, KafkaError._TIMED_OUT)
 
 
 class Batch:

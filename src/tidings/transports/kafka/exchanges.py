@@ -9,12 +9,13 @@ The writer is in the text before its first transaction begins: who takes over fr
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 from msgspec import Struct
 
 from tidings.kernel.errors import BusError, BusUnavailable
@@ -23,6 +24,7 @@ from tidings.kernel.topics import REPLY
 from tidings.kernel.transport import Delivery, Failure, Settlement
 from tidings.transports._offsets import Window, read
 
+from .clients import passing
 from .membership import AGAIN, LOST, not_held
 from .records import WRITER, Names, Place, Record
 from .transactions import Transactions
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from .consumers import GroupConsumer
 
 MOST, LARGEST = 5000, 4 * 1024 * 1024  # records and bytes of a transaction, unless a single settlement has more
-
-SILENT = {KafkaError._TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN}
 
 
 class Exchange(Struct, eq=False):
@@ -270,21 +270,23 @@ def unsettled(exchanges: Mapping[int, Exchange]) -> list[Failure]:
     return found
 
 
-def prove(transactions: Transactions, names: Names) -> None:
+def prove(transactions: Transactions, names: Names, within: float) -> None:
     """In a thread: find out once whether transactions work here. Raises ``BusError``, ``BusUnavailable``."""
-    if transactions.proven:
-        return
-    name = names.topic(f"{WRITER}{new_id().replace('-', '')[-12:]}")
-    try:
-        transactions.finish(name)
-    except KafkaException as error:
-        mend = f"let this user write to transactional ids {names.topic(WRITER)}*, or add transactions=false"
-        kind = BusError
-        if error.args[0].code() in SILENT:
-            kind = BusUnavailable
-            mend = "a cluster of one needs transaction.state.log.replication.factor=1; or add transactions=false"
-        raise kind("transactions cannot be begun", why=error.args[0].str(), mend=mend) from None
-    transactions.proven = True
+    name, deadline = names.topic(f"{WRITER}{new_id().replace('-', '')[-12:]}"), time.monotonic() + within
+    while not transactions.proven:
+        try:
+            transactions.finish(name)
+            transactions.proven = True
+        except KafkaException as error:
+            reason, kind = error.args[0], BusError
+            mend = f"let this user write to transactional ids {names.topic(WRITER)}*, or add transactions=false"
+            if passing(reason):
+                if time.monotonic() < deadline:
+                    time.sleep(AGAIN)
+                    continue
+                kind = BusUnavailable
+                mend = "a cluster of one needs transaction.state.log.replication.factor=1; or add transactions=false"
+            raise kind("transactions cannot be begun", why=reason.str(), mend=mend) from None
 
 
 def finish(

@@ -11,7 +11,7 @@ Everybody reads the whole topic and goes on reading it: a change is known to all
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -233,39 +233,35 @@ class Groups:
 
     async def members(self, name: str) -> int:
         """How many consumers are in a group, of all processes."""
-        return len((await self._described([name]))[name])
-
-    async def _described(self, names: Sequence[str]) -> dict[str, Sequence[Any]]:
-        if not names:
-            return {}
-        ids = {self.names.group(name): name for name in names}
-        futures = self.transport.admin.describe_consumer_groups(list(ids))
-        found: dict[str, Sequence[Any]] = {}
-        for id, future in futures.items():
-            try:
-                found[ids[id]] = (await asyncio.wrap_future(future)).members
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.GROUP_ID_NOT_FOUND:
-                    raise BusUnavailable(f"group {id!r} cannot be looked at", why=str(error)) from None
-                found[ids[id]] = ()
-        return found
+        id = self.names.group(name)
+        found = await self._asked(self.transport.admin.describe_consumer_groups, id, f"{name!r} cannot be looked at")
+        return len(found.members) if found else 0
 
     async def committed(self, name: str) -> dict[Place, tuple[int, str]]:
         """The offsets of a group, and the texts beside them."""
-        asked = [ConsumerGroupTopicPartitions(self.names.group(name))]
-        (future,) = self.transport.admin.list_consumer_group_offsets(asked).values()
+        group, ask = (
+            ConsumerGroupTopicPartitions(self.names.group(name)),
+            self.transport.admin.list_consumer_group_offsets,
+        )
+        found = await self._asked(ask, group, f"the offsets of {name!r} cannot be read")
+        places = (found.topic_partitions if found else None) or ()
+        return {(place.topic, place.partition): (place.offset, place.metadata or "") for place in places}
+
+    async def _asked(self, ask: Callable[[list[Any]], Any], about: Any, what: str) -> Any:
+        """What the broker says; None if it knows no such group. Raises ``BusError``, which says ``what`` failed."""
         try:
-            found = (await asyncio.wrap_future(future)).topic_partitions or ()
+            return await self.transport.insist(lambda: asyncio.wrap_future(*ask([about]).values()), what)
         except KafkaException as error:
             if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-                return {}
-            raise BusUnavailable(f"the offsets of {name!r} cannot be read", why=str(error)) from None
-        return {(place.topic, place.partition): (place.offset, place.metadata or "") for place in found}
+                return None
+            raise BusError(what, why=str(error)) from None
 
     async def infos(self, pattern: str) -> list[GroupInfo]:
         names = [name for name in sorted(self.log.groups) if matches(pattern, name)]
-        members = await self._described(names)
-        return [await self._info(name, self.log.groups[name], len(members[name])) for name in names]
+        members = await asyncio.gather(*map(self.members, names))
+        return [
+            await self._info(name, self.log.groups[name], there) for name, there in zip(names, members, strict=True)
+        ]
 
     async def _info(self, name: str, group: Registration, members: int) -> GroupInfo:
         t = self.transport
@@ -303,9 +299,8 @@ class Groups:
     async def alter(self, name: str, offsets: Mapping[Place, tuple[int, str]]) -> None:
         places = [TopicPartition(*place, offset, text) for place, (offset, text) in offsets.items()]
         if places:
-            asked = [ConsumerGroupTopicPartitions(self.names.group(name), places)]
-            (future,) = self.transport.admin.alter_consumer_group_offsets(asked).values()
-            await self._done(future, f"the offsets of {name!r} cannot be set")
+            group, admin = ConsumerGroupTopicPartitions(self.names.group(name), places), self.transport.admin
+            await self._asked(admin.alter_consumer_group_offsets, group, f"the offsets of {name!r} cannot be set")
 
     async def rename(self, name: str, to: str) -> None:
         """The new name is taken first: nobody else's offsets are touched."""
@@ -332,9 +327,8 @@ class Groups:
 
     async def _forget(self, name: str, known: int) -> None:
         await self._write(name, None, known)
-        id = self.names.group(name)
-        (future,) = self.transport.admin.delete_consumer_groups([id]).values()
-        await self._done(future, f"group {name!r} cannot be deleted")
+        id, admin = self.names.group(name), self.transport.admin
+        await self._asked(admin.delete_consumer_groups, id, f"group {name!r} cannot be deleted")
 
     async def seek(self, name: str, start: float) -> None:
         """All that is retained since then once more; what is still to be drained stays to be drained."""
@@ -349,13 +343,6 @@ class Groups:
     async def _write(self, name: str, group: Registration | None, known: int) -> None:
         if not await self.log.replace(f"group/{name}", group, known):
             raise BusError(f"group {name!r} was changed by somebody else meanwhile", mend="look at it, and try again")
-
-    async def _done(self, future: Any, what: str) -> None:
-        try:
-            await asyncio.wrap_future(future)
-        except KafkaException as error:
-            if error.args[0].code() != KafkaError.GROUP_ID_NOT_FOUND:
-                raise BusError(what, why=str(error)) from None
 
     async def tick(self, name: str, due: float) -> bool:
         while True:

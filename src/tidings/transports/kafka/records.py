@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from tidings.kernel.message import Message
 from tidings.kernel.topics import REPLY
-from tidings.transports._wire import attributes, counts, instant, restored, stamp
+from tidings.transports._wire import HEADERS, attributes, counts, instant, pairs, restored, stamp
 
 DELAYED, STATE, MOVER, WRITER = "_tidings.delayed.", "_tidings.state", "_tidings.mover", "_tidings.settle."
 REPLIES = REPLY.rstrip(".")
@@ -122,7 +122,11 @@ def headers_of(message: Message[Any], told: Mapping[str, str] | None = None) -> 
             own["ce_causationid"] = m.causation_id
     if m.content_type:
         own["content-type"] = m.content_type
-    return [*own.items(), *m.headers] if m.headers else own
+    if not m.headers:
+        return own
+    if any(name.startswith("ce_") or name == "content-type" for name, _ in m.headers):
+        return own | {f"ce_{HEADERS}": pairs(m.headers)}
+    return [*own.items(), *m.headers]
 
 
 def record(names: Names, message: Message[Any], partitions: Mapping[str, int], turn: int) -> Record:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -33,14 +33,14 @@ from tidings.kernel.topics import DEAD, GROUP, REPLY, is_pattern, matches
 from tidings.kernel.transport import Delivery, Event, Failure, Session, Settlement, Stored, TopicInfo
 
 from . import Kafka
-from .clients import Poller
+from .clients import Poller, passing
 from .records import DELAYED, MOVER, STATE, Names, Place, opened, share
 
 if TYPE_CHECKING:
     from .transport import KafkaTransport
 
-BROKEN = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._AUTHENTICATION, KafkaError._SSL}
 LIVE_BUFFER = 1024  # messages
+AGAIN = 0.1  # seconds between tries
 BEHIND = 5.0  # seconds for which a broker may not know of a topic that was made
 FOREVER, HOUR, DAY = "-1", "3600000", "86400000"
 _LATEST: Any = OffsetSpec.latest()  # type: ignore[no-untyped-call]
@@ -85,6 +85,26 @@ class Topics:
         if partitions != self.partitions:
             self.partitions = partitions
             self._named()
+
+    async def insist(self, ask: Callable[[], Awaitable[Any]], what: str) -> Any:
+        """Ask the broker, and again for as long as what is wrong may pass by itself, up to ``connect`` seconds.
+
+        Raises ``BusUnavailable``; ``KafkaException`` for what will not pass.
+        """
+        deadline = self.clock.monotonic() + self.options.connect
+        while True:
+            try:
+                return await ask()
+            except KafkaException as error:
+                if not passing(error.args[0]):
+                    raise
+                if self.clock.monotonic() > deadline:
+                    raise errors.BusUnavailable(what, why=error.args[0].str()) from None
+                await asyncio.sleep(AGAIN)
+
+    async def news(self) -> None:
+        """Know all topics that there are now. Raises ``BusUnavailable``."""
+        await self.insist(self.look, "the list of topics cannot be read")
 
     def _named(self) -> None:
         self.destinations = {topic: self.names.destination(topic) or topic for topic in self.partitions}
@@ -138,13 +158,13 @@ class Topics:
             reason = error.args[0]
             if reason.code() == KafkaError.TOPIC_ALREADY_EXISTS:
                 return True
-            fenced = "fenced" in reason.str()  # its brokers: just started, or too busy to say that they live
-            transient = fenced or reason.retriable() or reason.code() in (*BROKEN, KafkaError._TIMED_OUT)
+            # "fenced" are brokers that have just started, or are too busy to say that they live
+            transient = passing(reason) or "fenced" in reason.str()
             if not transient or self.clock.monotonic() > deadline:
                 kind = errors.BusUnavailable if transient else errors.BusError
                 mend = "create it beforehand, or allow this user to"
                 raise kind(f"topic {topic!r} cannot be created", why=reason.str(), mend=mend) from None
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(AGAIN)
             return False
         return True
 
@@ -161,16 +181,21 @@ class Topics:
 
     async def _largest(self) -> int:
         """Bytes of a record that the broker takes; its default if it does not say."""
-        brokers, deadline = dict[int, Any](), self.clock.monotonic() + self.options.connect
-        while not brokers and self.clock.monotonic() < deadline:  # one that has just started may not know itself yet
-            brokers = await self.loop.run_in_executor(self.pool, lambda: self.admin.list_topics(timeout=10).brokers)
-            await asyncio.sleep(0 if brokers else 0.05)
-        resource = ConfigResource(ConfigResource.Type.BROKER, str(next(iter(brokers), 0)))
         try:
-            (future,) = self.admin.describe_configs([resource]).values()
-            return int((await asyncio.wrap_future(future))["message.max.bytes"].value)
-        except (KafkaException, KeyError, ValueError):
+            config = await self.insist(self._config, "the broker's settings cannot be read")
+            return int(config["message.max.bytes"].value)
+        except (errors.BusUnavailable, KafkaException, KeyError, ValueError):
             return 1_048_588
+
+    async def _config(self) -> Any:
+        """Of one of the brokers."""
+        brokers = (await self.loop.run_in_executor(self.pool, partial(self.admin.list_topics, timeout=10))).brokers
+        if not brokers:  # one that has just started may not know itself yet
+            raise KafkaException(KafkaError(KafkaError.COORDINATOR_NOT_AVAILABLE))
+        (future,) = self.admin.describe_configs(
+            [ConfigResource(ConfigResource.Type.BROKER, str(min(brokers)))]
+        ).values()
+        return await asyncio.wrap_future(future)
 
     def places(self, topic: str) -> list[Place]:
         return [(topic, partition) for partition in range(self.partitions.get(topic, 0))]
@@ -215,7 +240,7 @@ class Topics:
         return found | (await self.ends(later) if later else {})
 
     async def topics(self, pattern: str = ">") -> Sequence[TopicInfo]:
-        await self.look()
+        await self.news()
         places = self.places_of(pattern)
         ends, firsts = await self.ends(places), await self.firsts(places)
         counts: dict[str, int] = {}
@@ -225,7 +250,7 @@ class Topics:
         return [TopicInfo(name, count) for name, count in sorted(counts.items()) if count]
 
     async def peek(self, pattern: str, after: int = 0, limit: int = 100) -> Sequence[Stored]:
-        await self.look()
+        await self.news()
         places = self.places_of(pattern)
         starts = await (self.offsets_at(places, (after >> 22) / 1000) if after else self.firsts(places))
         ends = await self.ends(places)

@@ -22,13 +22,13 @@ from tidings.transports._offsets import Window
 from tidings.transports._points import passed
 
 from . import Kafka
-from .clients import Poller, Sender, administrator
+from .clients import BROKEN, Poller, Sender, administrator
 from .consumers import GroupConsumer, Mover
 from .exchanges import finish, prove
 from .groups import Groups, StateLog
 from .membership import Reads
 from .records import DELAYED, MOVER, STATE, Names, Place, Record, delayed, record
-from .topics import BROKEN, LiveConsumer, Topics
+from .topics import LiveConsumer, Topics
 from .transactions import Transactions
 
 log = logging.getLogger("tidings")
@@ -312,7 +312,7 @@ class KafkaTransport(Topics):
         name, pattern = subscription.group, subscription.pattern
         literal = [] if "*" in pattern or pattern.endswith(">") else [pattern]
         await self.ensure(literal if name is None else [*literal, GROUP + name, DEAD + name])
-        await self.look()
+        await self.news()
         self.routes.clear()
         consumer: GroupConsumer | LiveConsumer
         if name is None:
@@ -322,7 +322,7 @@ class KafkaTransport(Topics):
         else:
             await self.groups_.register(subscription, name)
             if self.transactions:
-                await self.loop.run_in_executor(self.pool, prove, self.transactions, self.names)
+                await self.loop.run_in_executor(self.pool, prove, self.transactions, self.names, self.options.connect)
             group = consumer = GroupConsumer(self, self._reads(name, subscription.ordered), self.transactions)
             self.consumers[consumer] = None  # it has to hear of topics that come meanwhile
             await group.join(seconds(self.options.join, "join"), anyhow=pattern.startswith(REQUEST))
@@ -347,7 +347,7 @@ class KafkaTransport(Topics):
     # -- looking and mending
 
     async def groups(self, pattern: str = ">") -> Sequence[spi.GroupInfo]:
-        await self.look()
+        await self.news()
         return await self.groups_.infos(pattern)
 
     async def rename(self, group: str, to: str) -> None:
@@ -358,7 +358,7 @@ class KafkaTransport(Topics):
         await self.groups_.drop(group)
 
     async def seek(self, group: str, start: float) -> None:
-        await self.look()
+        await self.news()
         await self.groups_.seek(group, start)
 
     async def tick(self, name: str, due: float) -> bool:

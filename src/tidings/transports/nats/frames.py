@@ -1,8 +1,8 @@
 """What a message, a group and a stream's subjects are in JetStream: frames, names and bounds, without a connection.
 
 A message is its body and headers: CloudEvents attributes as the NATS protocol binding says (``ce-``, values percent-
-encoded), and the user's own as they are. Where those cannot travel so (a line break, a leading blank, a reserved name),
-all of that message's are percent-encoded and ``ce-tdgescaped`` says so.
+encoded), and the user's own as they are. Where those cannot travel so (a line break, a leading blank, a reserved name,
+one that comes twice), all of that message's are in the attribute ``tdgheaders``.
 
 A group is a durable consumer, or several: a *generation* follows another when the group's pattern changes or it seeks.
 The newer says, in its metadata, from which position on it reads; what lies below is drained through the older. All of
@@ -26,13 +26,13 @@ from tidings.kernel.errors import BusError, TidingsError
 from tidings.kernel.message import Headers, Message
 from tidings.kernel.topics import GROUP, matches
 from tidings.kernel.transport import Delivery, Failure, Session
-from tidings.transports._wire import counts, instant, restored
+from tidings.transports._wire import HEADERS, counts, instant, pairs, restored
 
 MQTT, SESSIONS = "$MQTT_msgs", "$MQTT.msgs."  # the server's stream of what devices send with QoS 1, and its subjects
 
 _PLAIN = re.compile(r"(?:[^:\s]+: [!#$&-~]*\r\n)*").fullmatch
 _BARE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
-_NAME = re.compile(r"(?!nats-|nmqtt-|ce-|tdg-)[!#$&'*+\-.^_`|~0-9A-Za-z]+", re.IGNORECASE).fullmatch
+_NAME = re.compile(r"(?!nats-|nmqtt-|ce-|tdg-|content-type$)[!#$&'*+\-.^_`|~0-9A-Za-z]+", re.IGNORECASE).fullmatch
 _VALUE = re.compile(r"(?:[^\s\x00-\x1f\x7f](?:[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f])?)?").fullmatch
 
 
@@ -119,10 +119,9 @@ def _schedule(name: str, value: str) -> str:
 
 @lru_cache(256)  # of what is bridged, all have the same
 def _own(headers: Headers) -> str:
-    if all(_NAME(name) and _VALUE(value) for name, value in headers):
+    if len(dict(headers)) == len(headers) and all(_NAME(name) and _VALUE(value) for name, value in headers):
         return "".join(f"{name}: {value}\r\n" for name, value in headers)
-    escaped = "".join(f"x-{quote(name, safe='')}: {quote(value, safe='')}\r\n" for name, value in headers)
-    return f"ce-tdgescaped: 1\r\n{escaped}"
+    return f"ce-{HEADERS}: {quote(pairs(headers), safe=_BARE)}\r\n"
 
 
 def parsed(block: bytes) -> dict[str, str]:
@@ -149,8 +148,6 @@ def opened(
             told[attribute] = unquote(value) if "%" in value else value
         elif attribute is None:
             own.append((name, value))
-    if "tdgescaped" in told:
-        own = [(unquote(name[2:]), unquote(value)) for name, value in own]
     kind = told.get("datacontenttype", "")
     if not kind and own:
         kind = next((value for name, value in own if name.lower() == "content-type"), "")

@@ -11,10 +11,11 @@ from typing import Any
 from msgspec import Struct
 
 from tidings.kernel import errors
+from tidings.kernel.message import Headers as Pairs
 from tidings.kernel.message import Message, new_id
 from tidings.kernel.topics import DEAD, GROUP, INTERNAL, REPLY, REQUEST, TICK
 from tidings.kernel.transport import Delivery, Failure
-from tidings.transports._wire import restored
+from tidings.transports._wire import HEADERS, pairs, restored
 
 from .channel import ChannelLost, Content, Headers, encoded
 
@@ -22,7 +23,7 @@ PREFIX = "cloudEvents:"
 PREFIXES = (PREFIX, "cloudEvents_", "ce-")  # the AMQP binding allows two; the SDK's RabbitMQ binding writes the third
 LEVEL, MARK = "tdgdelay", "tdgmarked"  # headers between us: where a delayed message stops; a suspect that had started
 BROKERS = ("x-first-death-", "x-last-death-", "x-stream-", "x-delivery-", LEVEL, MARK)  # no user's header
-MEANT = {"CC", "BCC"}  # headers that RabbitMQ routes by
+MEANT = {"CC", "BCC", "x-death"}  # headers that RabbitMQ routes by
 RESERVED = (GROUP, DEAD, REQUEST, REPLY, TICK, INTERNAL)
 LONGEST_TTL = 2**32 - 1  # milliseconds
 
@@ -47,10 +48,10 @@ def properties(message: Message[Any], told: Mapping[str, str], extra: Headers = 
     Raises ``InvalidOption`` for what cannot travel.
     """
     headers = [(PREFIX + name, value) for name, value in told.items()]
-    for name, value in message.headers or ():
-        if name in MEANT:
-            raise errors.InvalidOption(f"no header can be called {name!r}", why="RabbitMQ routes by it", mend="rename")
-        headers.append((name, value))
+    if (own := message.headers) and not _travel(own):
+        headers.append((PREFIX + HEADERS, pairs(own)))
+    else:
+        headers += own or ()
     headers += extra
     id = id or (message.id if len(message.id) <= 60 else "")
     expiration = ""
@@ -59,8 +60,14 @@ def properties(message: Message[Any], told: Mapping[str, str], extra: Headers = 
     try:
         return encoded(message.content_type, headers, id, message.time, message.priority, expiration)
     except OverflowError:
-        what = "a header's name or the content type is longer than 255 bytes"
-        raise errors.InvalidOption(what, mend="shorten it") from None
+        raise errors.InvalidOption("the content type is longer than 255 bytes", mend="shorten it") from None
+
+
+def _travel(headers: Pairs) -> bool:
+    """Whether a user's headers can be AMQP's: of other names than those that mean something, short, each once."""
+    names = {name for name, _ in headers}
+    good = not any(name.startswith((*PREFIXES, *BROKERS)) or len(name.encode()) > 255 for name in names - MEANT)
+    return good and len(names) == len(headers) and names.isdisjoint(MEANT)
 
 
 def opened(content: Content, topic: str = "") -> tuple[Message[Any], dict[str, str]]:

@@ -18,7 +18,7 @@ from tidings.kernel import errors
 from tidings.kernel.message import JSON, Message
 from tidings.kernel.topics import GROUP, REPLY
 from tidings.kernel.transport import Ack, Delivery, Retry, Session, Settlement
-from tidings.transports._wire import attributes, copied, counts, instant, restored, stamp
+from tidings.transports._wire import HEADERS, attributes, copied, counts, instant, pairs, restored, stamp
 
 BODY, DATA, TYPE = b"body", b"data", b"content-type"
 ORIGIN = "tdgorigin"  # of a copy: the original's topic and id, by which manage.lua finds it
@@ -28,7 +28,7 @@ _WRITTEN = {
     for name in (
         *("specversion", "id", "source", "type", "time", "partitionkey", "tdgtopic", "tdgpriority", "tdgdeliverytime"),
         *("expirytime", "tdgreplyto", "correlationid", "causationid", "tdgfailures", "tdgcrashes", "tdgaddress"),
-        ORIGIN,
+        *(HEADERS, ORIGIN),
     )
 }
 _READ = {written: name for name, written in _WRITTEN.items()}
@@ -56,6 +56,8 @@ def fields(message: Message[Any], told: dict[str, str] | None = None) -> Fields:
         return out
     for name, value in list((told or attributes(m)).items())[5:]:
         out += (_WRITTEN[name], value)
+    if m.headers and any(name.startswith("ce-") for name, _ in m.headers):
+        return [*out, _WRITTEN[HEADERS], pairs(m.headers)]
     for header in m.headers or ():
         out += header
     return out
