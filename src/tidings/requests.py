@@ -53,6 +53,8 @@ class Requester:
         while batch := await consumer.receive(256):
             for delivery in batch:
                 if replies := self.pending.get(delivery.message.correlation_id or ""):
+                    if replies.full():
+                        replies.get_nowait()  # who reads too slowly is told so by the gap
                     replies.put_nowait(delivery.message)
 
     async def replies(self, draft: Message[Any], decode: Decode, timeout: float) -> AsyncIterator[Any]:
@@ -66,7 +68,7 @@ class Requester:
         name, stream = draft.topic, _Order(draft.topic)
         asked = replace(draft, address=REQUEST + name, reply_to=self.address, expires=timeout, type=name)
         request = seal(asked, now=self.bus.clock.now(), source=self.app)
-        queue = self.pending[request.id] = Replies()
+        queue = self.pending[request.id] = Replies(10_000)
         deadline = asyncio.get_running_loop().time() + timeout
         try:
             async with asyncio.timeout_at(deadline):
@@ -101,9 +103,8 @@ class _Order:
         if self.run and run != self.run:
             raise ReplyRestarted(f"{self.name} began its streamed reply anew", mend="ask again")
         if index > self.next:
-            raise RequestError(
-                f"{index - self.next} streamed replies of {self.name} were lost", mend="read faster, or ask again"
-            )
+            lost = f"{index - self.next} streamed replies of {self.name} were lost"
+            raise RequestError(lost, mend="read faster, or ask again")
         self.run = run
         if index < self.next:
             return True

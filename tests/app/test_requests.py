@@ -191,6 +191,26 @@ async def test_a_slow_reader_is_told_and_not_cancelled() -> None:
 
 
 @virtual
+async def test_what_a_reader_leaves_unread_does_not_fill_the_memory() -> None:
+    a, sent = app(), asyncio.Event()
+
+    @a.answer(counting)
+    async def count(to: int) -> AsyncIterator[int]:
+        for i in range(to):
+            yield i
+            if not i % 100:
+                await asyncio.sleep(0.001)  # the bus delivers meanwhile
+        sent.set()
+
+    async with a:
+        stream = a.request_stream(counting, 10_500, timeout="1h")
+        assert await anext(stream) == 0
+        await sent.wait()
+        with pytest.raises(RequestError, match="read faster"):
+            _ = [i async for i in stream]
+
+
+@virtual
 async def test_an_answerer_past_its_timeout_says_so() -> None:
     a = app()
 
