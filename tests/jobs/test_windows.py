@@ -1,4 +1,4 @@
-"""Windows, alerts and cases of real logs are what a plain computation of the same files says; replayed, too."""
+"""Windows, alerts and cases of real logs are what a plain computation of the same files says."""
 
 from __future__ import annotations
 
@@ -26,7 +26,6 @@ from tests.jobs.sensors import (
     Usual,
     bundles,
     learn,
-    readings,
 )
 from tests.transports.consuming import until
 
@@ -34,7 +33,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 200.0  # seconds
-BATCH, BUNDLE = 1000, 500  # readings published at once; events in one message
+BUNDLE = 500  # events in one message
 
 
 def data(*parts: str) -> Path:
@@ -55,10 +54,6 @@ def hall() -> dict[str, list[Reading]]:
             rows = [Reading(name, row["timestamp"], float(row["value"])) for row in csv.DictReader(file)]
         found[name] = rows
     return found
-
-
-def merged(files: dict[str, list[Reading]]) -> list[Reading]:
-    return sorted((reading for rows in files.values() for reading in rows), key=lambda reading: reading.at)
 
 
 def desk() -> list[Event]:
@@ -145,22 +140,16 @@ async def replay(url: str, *arguments: str) -> None:
     assert ran.returncode == 0, said.decode()
 
 
-@pytest.mark.parametrize("way", ["published", "replayed"])
-async def test_sensors_by_the_hour_and_alerts(way: str, tmp_path: Path) -> None:
+async def test_sensors_by_the_hour_and_alerts_replayed(tmp_path: Path) -> None:
     files, url = hall(), f"sqlite:///{tmp_path}/job.db"
     assert len(files) == 47
     expected = plain_hours(files)
     job = Job(url)
     async with job.app as app:
-        if way == "published":
-            all = merged(files)
-            for n in range(0, len(all), BATCH):
-                await app.publish_many([readings(reading, key=reading.sensor) for reading in all[n : n + BATCH]])
-        else:
-            path = tmp_path / "hall.jsonl"
-            path.write_bytes(b"\n".join(msgspec.json.encode(r) for rows in files.values() for r in rows))
-            format = ("--key", "sensor", "--time-field", "timestamp")
-            await replay(url, str(path), "--topic", "hall.readings", *format)
+        path = tmp_path / "hall.jsonl"
+        path.write_bytes(b"\n".join(msgspec.json.encode(r) for rows in files.values() for r in rows))
+        format = ("--key", "sensor", "--time-field", "timestamp")
+        await replay(url, str(path), "--topic", "hall.readings", *format)
         await until(lambda: len(job.hours) >= len(expected), within=PATIENCE)
         await until(lambda: app.stats()["job.judge"].handled == len(expected))
         wanted = plain_alerts(expected)
@@ -172,18 +161,12 @@ async def test_sensors_by_the_hour_and_alerts(way: str, tmp_path: Path) -> None:
     assert hit > windows / 3, "so simple a rule finds more than that"
 
 
-@pytest.mark.parametrize("way", ["published", "replayed"])
-async def test_incidents_with_a_deadline(way: str, tmp_path: Path) -> None:
+async def test_incidents_with_a_deadline_published(tmp_path: Path) -> None:
     log, url = desk(), f"sqlite:///{tmp_path}/job.db"
     expected = plain_cases(log)
     job = Job(url)
     async with job.app as app:
-        if way == "published":
-            await app.publish_many([bundles(log[n : n + BUNDLE]) for n in range(0, len(log), BUNDLE)])
-        else:
-            source = str(data("incidents", "incident_event_log.csv.gz"))
-            format = ("--time-field", "sys_updated_at", "--time-format", "%d/%m/%Y %H:%M", "--text")
-            await replay(url, source, "--topic", "desk.events", "--key", "number", *format)
+        await app.publish_many([bundles(log[n : n + BUNDLE]) for n in range(0, len(log), BUNDLE)])
         await until(lambda: len(job.cases) >= len(expected), within=PATIENCE)
         assert app.stats()["job.case_of"].handled == len(log)
     assert by_begin(job.cases) == expected

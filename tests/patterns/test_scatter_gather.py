@@ -315,12 +315,12 @@ async def test_ask_all_leaves_out_who_does_not_answer() -> None:
 
 
 async def test_ask_all_waits_for_so_long() -> None:
-    app = App("shop", "memory://")
+    app, over = App("shop", "memory://"), asyncio.Event()
 
     @app.answer(prices[1])
     async def south(asked: Wanted) -> Quote:
-        await asyncio.Event().wait()
-        raise AssertionError
+        await over.wait()
+        return Quote("south", asked.item, 1)
 
     @app.answer(prices[2])
     async def west(asked: Wanted) -> Quote:
@@ -330,6 +330,7 @@ async def test_ask_all_waits_for_so_long() -> None:
         assert await ask_all(app, prices[::-1], Wanted(7), timeout="200ms") == [Quote("west", 7, 1)]
         with pytest.raises(UsageError):
             await ask_all(app, prices, Wanted(7), timeout="soon")
+        over.set()
 
 
 # -- kill -9

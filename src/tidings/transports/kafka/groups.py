@@ -239,11 +239,8 @@ class Groups:
 
     async def committed(self, name: str) -> dict[Place, tuple[int, str]]:
         """The offsets of a group, and the texts beside them."""
-        group, ask = (
-            ConsumerGroupTopicPartitions(self.names.group(name)),
-            self.transport.admin.list_consumer_group_offsets,
-        )
-        found = await self._asked(ask, group, f"the offsets of {name!r} cannot be read")
+        group, admin = ConsumerGroupTopicPartitions(self.names.group(name)), self.transport.admin
+        found = await self._asked(admin.list_consumer_group_offsets, group, f"the offsets of {name!r} cannot be read")
         places = (found.topic_partitions if found else None) or ()
         return {(place.topic, place.partition): (place.offset, place.metadata or "") for place in places}
 

@@ -192,10 +192,8 @@ class Topics:
         brokers = (await self.loop.run_in_executor(self.pool, partial(self.admin.list_topics, timeout=10))).brokers
         if not brokers:  # one that has just started may not know itself yet
             raise KafkaException(KafkaError(KafkaError.COORDINATOR_NOT_AVAILABLE))
-        (future,) = self.admin.describe_configs(
-            [ConfigResource(ConfigResource.Type.BROKER, str(min(brokers)))]
-        ).values()
-        return await asyncio.wrap_future(future)
+        resource = ConfigResource(ConfigResource.Type.BROKER, str(min(brokers)))
+        return await asyncio.wrap_future(self.admin.describe_configs([resource])[resource])
 
     def places(self, topic: str) -> list[Place]:
         return [(topic, partition) for partition in range(self.partitions.get(topic, 0))]

@@ -23,7 +23,7 @@ PREFIX = "cloudEvents:"
 PREFIXES = (PREFIX, "cloudEvents_", "ce-")  # the AMQP binding allows two; the SDK's RabbitMQ binding writes the third
 LEVEL, MARK = "tdgdelay", "tdgmarked"  # headers between us: where a delayed message stops; a suspect that had started
 BROKERS = ("x-first-death-", "x-last-death-", "x-stream-", "x-delivery-", LEVEL, MARK)  # no user's header
-MEANT = {"CC", "BCC", "x-death"}  # headers that RabbitMQ routes by
+MEANT = {"CC", "BCC", "x-death"}  # headers that RabbitMQ routes by, or writes
 RESERVED = (GROUP, DEAD, REQUEST, REPLY, TICK, INTERNAL)
 LONGEST_TTL = 2**32 - 1  # milliseconds
 
@@ -66,8 +66,9 @@ def properties(message: Message[Any], told: Mapping[str, str], extra: Headers = 
 def _travel(headers: Pairs) -> bool:
     """Whether a user's headers can be AMQP's: of other names than those that mean something, short, each once."""
     names = {name for name, _ in headers}
-    good = not any(name.startswith((*PREFIXES, *BROKERS)) or len(name.encode()) > 255 for name in names - MEANT)
-    return good and len(names) == len(headers) and names.isdisjoint(MEANT)
+    if not names.isdisjoint(MEANT) or len(names) < len(headers):
+        return False
+    return not any(name.startswith((*PREFIXES, *BROKERS)) or len(name.encode()) > 255 for name in names)
 
 
 def opened(content: Content, topic: str = "") -> tuple[Message[Any], dict[str, str]]:
