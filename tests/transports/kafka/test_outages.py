@@ -11,7 +11,7 @@ from tests.transports.consuming import nothing, settle, take, until
 from tests.transports.kafka.helpers import bus, member, message
 
 from tidings.kernel.errors import BusUnavailable, InvalidURL
-from tidings.kernel.transport import Event, Settlement
+from tidings.kernel.transport import Settlement
 from tidings.transports.kafka import Kafka
 
 
@@ -72,51 +72,6 @@ def test_a_wrong_password_is_told_and_the_right_one_works() -> None:
                     assert not await right.publish([message()])
 
         asyncio.run(main())
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_killed_three_times_under_load() -> None:
-    """Everything accepted arrives; publishing and consuming resume without help."""
-    told: list[Event] = []
-    with fresh("kafka", group_min_session_timeout_ms=500) as mine:
-
-        async def main() -> None:
-            accepted, came = set[str](), set[str]()
-            async with bus(url=mine.url, told=told, publish_wait="30s") as kafka:
-                consumer = await member(kafka)
-                publishing = True
-
-                async def publish() -> None:
-                    while publishing:
-                        batch = [message() for _ in range(20)]
-                        failed = {failure.index for failure in await kafka.publish(batch)}
-                        accepted.update(m.id for index, m in enumerate(batch) if index not in failed)
-                        await asyncio.sleep(0.02)
-
-                async def consume() -> None:
-                    while batch := await consumer.receive(100):
-                        came.update(d.message.id for d in batch)
-                        await consumer.settle([Settlement(d) for d in batch])
-
-                tasks = [asyncio.ensure_future(publish()), asyncio.ensure_future(consume())]
-                for _ in range(3):
-                    before = len(came)
-                    await until(lambda before=before: len(came) > before + 200, "it works", 60)  # type: ignore[misc]
-                    await asyncio.to_thread(mine.restart)
-                before = len(came)
-                await until(lambda: len(came) > before + 200, "it works again", 60)
-                publishing = False
-                await tasks[0]
-                await until(lambda: accepted <= came, "everything accepted came", 60)
-                consumer.stop()
-                await tasks[1]
-                await consumer.close()
-
-        asyncio.run(main())
-    kinds = [event.kind for event in told]
-    assert kinds.count("lost") >= 1
-    assert kinds.count("connected") >= 2
 
 
 @pytest.mark.slow

@@ -64,20 +64,6 @@ class Load:
         assert not lost, f"{len(lost)} of {len(self.accepted)} accepted messages were lost"
 
 
-async def test_the_server_is_killed_three_times_under_load() -> None:
-    told: list[Event] = []
-    with fresh("nats") as mine:
-        async with bus(url=mine.url, told=told, lease="2s") as b:
-            load = Load(b, await b.subscribe(group()))
-            for _ in range(3):
-                await load.more()
-                await asyncio.to_thread(mine.restart)
-            await load.more()
-            await load.end()
-    kinds = [event.kind for event in told if event.kind in ("lost", "connected")]
-    assert kinds[:7] == ["connected", *["lost", "connected"] * 3]
-
-
 @pytest.mark.parametrize("address", [None, GROUP + "shop.bill"])
 async def test_a_waiting_member_of_a_killed_server_goes_on(address: str | None) -> None:
     """Its pulls are gone with the server; without asking again it would wait for ever."""

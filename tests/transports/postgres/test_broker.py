@@ -25,53 +25,6 @@ def of(told: list[Event], kind: str) -> list[Event]:
     return [event for event in told if event.kind == kind]
 
 
-@pytest.mark.slow
-async def test_killed_three_times_under_load() -> None:
-    """Every accepted message is handled; publishing and consuming resume without help."""
-    told: list[Event] = []
-    with fresh("postgres") as mine:
-        async with bus(f"{mine.url}?namespace=t", told) as end, bus(f"{mine.url}?namespace=t") as other:
-            consumer = await end.subscribe(group())
-            accepted, handled, stop = set[str](), list[str](), False
-
-            async def publish(start: int) -> None:
-                n = start
-                while not stop:
-                    batch = [message(n + i) for i in range(10)]
-                    failed = {failure.index for failure in await other.publish(batch)}
-                    accepted.update(m.id for i, m in enumerate(batch) if i not in failed)
-                    n += 10
-                    await asyncio.sleep(0.002)
-
-            async def settled(done: list[Settlement]) -> None:
-                while True:
-                    try:
-                        await consumer.settle(done)
-                        return
-                    except BusError:  # as the kernel does
-                        await asyncio.sleep(0.2)
-
-            async def consume() -> None:
-                while batch := await consumer.receive(50):
-                    handled.extend(delivery.message.id for delivery in batch)
-                    await settled([Settlement(delivery) for delivery in batch])
-
-            work = [asyncio.ensure_future(publish(start)) for start in (0, 10**6)]
-            consuming = asyncio.ensure_future(consume())
-            for restart in (True, True, True, False):
-                accepting, handling = len(accepted) + 200, len(handled) + 200
-                await until(lambda a=accepting, h=handling: len(accepted) > a and len(handled) > h, 30)  # type: ignore[misc]
-                if restart:
-                    await asyncio.to_thread(mine.restart)
-            stop = True
-            await asyncio.gather(*work)
-            await until(lambda: accepted <= set(handled), within=30)
-            consumer.stop()
-            await consuming
-    assert len(of(told, "lost")) >= 3
-    assert len(of(told, "connected")) >= 4
-
-
 async def test_a_restart_costs_no_lease() -> None:
     """Nor what was handed out: everybody comes back within its lease."""
     told: list[Event] = []

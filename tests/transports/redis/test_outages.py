@@ -73,21 +73,6 @@ async def moved_on(load: Load) -> None:
     await until(lambda: len(load.accepted) > accepted + 20 and len(load.handled) > handled + 20, "it goes on", 30)
 
 
-async def test_killed_three_times_under_load() -> None:
-    told: list[Event] = []
-    with fresh("redis") as mine:
-        async with bus(mine.url, told) as open:
-
-            async def kills(load: Load) -> None:
-                for _ in range(3):
-                    await asyncio.to_thread(mine.restart)
-                    await moved_on(load)
-
-            await Load(open, await open.subscribe(group())).through(kills)
-    assert kinds(told).count("lost") >= 3
-    assert kinds(told).count("connected") >= 4
-
-
 async def test_publishing_waits_and_then_says_so() -> None:
     with fresh("redis") as mine:
         async with bus(mine.url, publish_wait=0.5) as open:
