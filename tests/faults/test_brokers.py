@@ -50,15 +50,18 @@ def play(engine: str, bus: Bus, folder: Path, nemesis: Nemesis, **declared: Any)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     ("attack", "seen"),
-    [(restarted, ("broker killed", "bus lost", "bus connected")), (paused, ("broker paused",))],
+    [(restarted, "broker killed"), (paused, "broker paused")],
     ids=["killed", "paused"],
 )
-def test_one_server(engine: str, attack: Attack, seen: tuple[str, ...], tmp_path: Path, record_property: Any) -> None:
+def test_one_server(engine: str, attack: Attack, seen: str, tmp_path: Path, record_property: Any) -> None:
     resumed: list[float] = []
     with fresh(engine) as server:
-        play(engine, engine_bus(engine, server.url), tmp_path / "run", attack(server, resumed), expects=seen)
+        bus = engine_bus(engine, server.url)
+        evidence = play(engine, bus, tmp_path / "run", attack(server, resumed), expects=(seen,)).verdict.evidence
+    if attack is restarted:  # each time is told: somebody lost it, and is back; four are there at first
+        assert evidence["bus lost"] >= 3 <= evidence["bus connected"] - 4, evidence
     record_property("resumed", resumed)
-    print(f"{engine} {seen[0]}: consuming went on after {', '.join(f'{s:.2f} s' for s in resumed)}")
+    print(f"{engine} {seen}: consuming went on after {', '.join(f'{s:.2f} s' for s in resumed)}")
 
 
 @pytest.mark.parametrize("engine", ["nats", "kafka"])

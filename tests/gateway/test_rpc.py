@@ -369,6 +369,16 @@ async def test_the_rate_is_limited(tmp_path: Path) -> None:
         assert 0 < why(found.value).after <= 2
 
 
+@pytest.mark.parametrize("name", ["ce-id", "tdgreason", "Nats-Rollup"])
+async def test_headers_in_one_are_judged_as_all_others(name: str, tmp_path: Path) -> None:
+    """``tdgheaders`` is how a name may come twice, and no way past the door."""
+    async with serving("memory", tmp_path) as (server, _), client(server) as stub:
+        with pytest.raises(aio.AioRpcError) as found:
+            await stub.Publish(messages("a", [1], headers={"tdgheaders": f'[["a", "1"], ["{name}", "x"]]'}))
+        assert found.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        await stub.Publish(messages("a", [1], headers={"tdgheaders": '[["a", "1"], ["a", "2"]]'}))
+
+
 async def test_who_does_not_read_is_let_go(tmp_path: Path) -> None:
     """And hurts nobody else."""
     async with serving("memory", tmp_path, patience=0.3, window=5000) as (server, gateway), client(server) as stub:

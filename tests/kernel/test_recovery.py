@@ -168,6 +168,23 @@ async def test_pausing_while_a_suspect_is_marked_gives_it_back_once_and_afterwar
 
 
 @virtual
+async def test_stopping_while_a_suspect_is_marked_gives_it_back_before_the_consumer_is_closed() -> None:
+    keeper = await victim("stopped-marking", "n1")
+    runs: list[str] = []
+
+    async def handle(delivery: Delivery) -> None:
+        runs.append(delivery.message.id)
+
+    async with stage(handle, name="stopped-marking") as s:
+        s.tap.mark_takes = 5.0
+        await until(lambda: bool(s.worker.lanes.marking))
+        s.worker.stop()
+        await s.running
+        assert (s.fates("n1"), runs, PERMIT.locked()) == ([Release()], [], False)
+    await keeper.close()
+
+
+@virtual
 async def test_what_killed_its_process_is_counted_and_its_neighbours_are_not() -> None:
     keeper = await victim("crashed", "n1", "n2", marked=("n1",))
     attempts: dict[str, int] = {}

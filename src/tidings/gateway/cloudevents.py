@@ -80,7 +80,7 @@ def _attributes(message: Message[Any]) -> dict[str, str]:
     told["tdgtopic"] = message.topic
     others = []
     for name, value in message.headers or ():
-        if SHORT.fullmatch(name) and name not in FIELDS and name not in BODY and name not in told:
+        if SHORT.fullmatch(name) and name not in FIELDS and name not in BODY and name not in told and name != HEADERS:
             told[name] = value
         else:
             others.append((name, value))

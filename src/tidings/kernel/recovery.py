@@ -40,7 +40,7 @@ async def _recover_one(delivery: Delivery, consumer: Consumer, settling: Settlin
             settling.suspect = (delivery, settled := asyncio.Event())
             settling.lanes.ready.appendleft(delivery)
             if not settling.wake():
-                settling.give_back()  # paused meanwhile: not with the permit in hand
+                settling.give_back()  # paused or stopped meanwhile: not with the permit in hand
             await settled.wait()
             return
         settling.held -= 1

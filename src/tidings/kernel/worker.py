@@ -137,7 +137,7 @@ class Worker:
         settling.give_back()
         settling.flushable.set()  # a task that ended in the middle of a large batch has left it to nobody
         deadline = self.clock.monotonic() + max(grace, 1.0)
-        while (settling.ready or settling.committing) and self.clock.monotonic() < deadline:  # noqa: ASYNC110
+        while (settling.ready or settling.committing or self.lanes.marking) and self.clock.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         if not late or self.handler.cancellable:  # a thread that still runs keeps its lease: never released running
             await self.consumer.close()
@@ -242,7 +242,7 @@ class Worker:
             settling.suspected.set()
         if self.idle and not self.waking and (surplus or not self.blocked):
             self._rouse()
-        return not self.paused and not settling.tripped
+        return not (self.paused or self.draining or settling.tripped)
 
     def _rouse(self) -> None:
         turn = self.idle.pop()

@@ -60,7 +60,8 @@ class Delivering:
         prefixes = ("ce-", "Ce-", "ce_", "cloudEvents:", "cloudEvents_")
         attributes = ("tdgtopic", "tdgfailures", "tdgreplyto", "expirytime", "type", "id", "tdgheaders")
         names = [prefix + attribute for prefix in prefixes for attribute in attributes]
-        names += ["content-type", "Nats-Rollup", "CC", "x-death", "x-first-death-queue", "body", "n" * 300]
+        names += ["content-type", "Nats-Rollup", "body", "n" * 300]
+        names += ["CC", "x-death", "x-first-death-queue", "x-delivery-count", "x-acquired-count"]
         every = (*names, "twice", "twice")
         sent = [rig.message(headers=((name, "2001-01-01T00:00:00Z"),)) for name in names]
         sent.append(rig.message(headers=tuple((name, str(n)) for n, name in enumerate(every))))

@@ -64,8 +64,9 @@ def packed(message: Message[Any]) -> Any:
         source=m.source,
     )
     if m.headers:
-        once = len(dict(m.headers)) == len(m.headers)
-        made.headers.update(m.headers if once else {HEADERS: pairs(m.headers)})
+        once = dict(m.headers)
+        travel = len(once) == len(m.headers) and HEADERS not in once
+        made.headers.update(once if travel else {HEADERS: pairs(m.headers)})
     if m.priority:
         made.priority = m.priority
     for name in RARE:

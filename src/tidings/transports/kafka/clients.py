@@ -50,12 +50,15 @@ SPARE, LARGE = 4, 4096  # batches kept, and records of the largest of them
 
 BROKEN = {KafkaError._ALL_BROKERS_DOWN, KafkaError._TRANSPORT, KafkaError._AUTHENTICATION, KafkaError._SSL}
 MOVING = {KafkaError.NOT_COORDINATOR, KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS}
+MOVING |= {KafkaError.NOT_CONTROLLER, KafkaError.LEADER_NOT_AVAILABLE, KafkaError.BROKER_NOT_AVAILABLE}
+MOVING |= {KafkaError.UNSTABLE_OFFSET_COMMIT, KafkaError.REQUEST_TIMED_OUT, KafkaError.NETWORK_EXCEPTION}
+MOVING |= {KafkaError._TIMED_OUT, KafkaError._TIMED_OUT_QUEUE, KafkaError._WAIT_COORD, KafkaError._RESOLVE}
 VANISHED = {KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION, KafkaError.UNKNOWN_TOPIC_OR_PART}
 
 
 def passing(reason: Any) -> bool:
     """Whether an error may pass by itself: who would answer moves, has just started, or does not answer yet."""
-    return reason.retriable() or reason.code() in (*BROKEN, *MOVING, KafkaError._TIMED_OUT)
+    return reason.retriable() or reason.code() in (*BROKEN, *MOVING)
 
 
 class Batch:

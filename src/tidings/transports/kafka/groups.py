@@ -247,18 +247,15 @@ class Groups:
     async def _asked(self, ask: Callable[[list[Any]], Any], about: Any, what: str) -> Any:
         """What the broker says; None if it knows no such group. Raises ``BusError``, which says ``what`` failed."""
         try:
-            return await self.transport.insist(lambda: asyncio.wrap_future(*ask([about]).values()), what)
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
-                return None
-            raise BusError(what, why=str(error)) from None
+            nobody = KafkaError.GROUP_ID_NOT_FOUND
+            return await self.transport.insist(lambda: asyncio.wrap_future(*ask([about]).values()), what, nobody)
+        except KafkaException:
+            return None
 
     async def infos(self, pattern: str) -> list[GroupInfo]:
-        names = [name for name in sorted(self.log.groups) if matches(pattern, name)]
-        members = await asyncio.gather(*map(self.members, names))
-        return [
-            await self._info(name, self.log.groups[name], there) for name, there in zip(names, members, strict=True)
-        ]
+        groups = {name: group for name, group in sorted(self.log.groups.items()) if matches(pattern, name)}
+        members = await asyncio.gather(*map(self.members, groups))
+        return [await self._info(*group, there) for group, there in zip(groups.items(), members, strict=True)]
 
     async def _info(self, name: str, group: Registration, members: int) -> GroupInfo:
         t = self.transport

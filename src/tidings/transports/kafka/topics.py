@@ -86,24 +86,27 @@ class Topics:
             self.partitions = partitions
             self._named()
 
-    async def insist(self, ask: Callable[[], Awaitable[Any]], what: str) -> Any:
-        """Ask the broker, and again for as long as what is wrong may pass by itself, up to ``connect`` seconds.
-
-        Raises ``BusUnavailable``; ``KafkaException`` for what will not pass.
+    async def insist(self, ask: Callable[[], Awaitable[Any]], what: str, *answers: int) -> Any:
+        """Ask the broker, and again for as long as what is wrong may pass by itself, up to ``connect`` seconds and a
+        last try. Raises ``BusUnavailable``, and ``BusError`` for what will not pass, which say ``what`` failed;
+        ``KafkaException`` for the codes that are ``answers``.
         """
         deadline = self.clock.monotonic() + self.options.connect
         while True:
             try:
                 return await ask()
             except KafkaException as error:
-                if not passing(error.args[0]):
+                reason = error.args[0]
+                if reason.code() in answers:
                     raise
+                if not passing(reason):
+                    raise errors.BusError(what, why=reason.str()) from None
                 if self.clock.monotonic() > deadline:
-                    raise errors.BusUnavailable(what, why=error.args[0].str()) from None
+                    raise errors.BusUnavailable(what, why=reason.str()) from None
                 await asyncio.sleep(AGAIN)
 
     async def news(self) -> None:
-        """Know all topics that there are now. Raises ``BusUnavailable``."""
+        """Know all topics that there are now. Raises ``BusError``."""
         await self.insist(self.look, "the list of topics cannot be read")
 
     def _named(self) -> None:
@@ -184,7 +187,7 @@ class Topics:
         try:
             config = await self.insist(self._config, "the broker's settings cannot be read")
             return int(config["message.max.bytes"].value)
-        except (errors.BusUnavailable, KafkaException, KeyError, ValueError):
+        except (errors.BusError, KeyError, ValueError):
             return 1_048_588
 
     async def _config(self) -> Any:
@@ -368,10 +371,6 @@ class LiveConsumer:
 
 def _position(raw: Any) -> int:
     """When it was stored, in milliseconds, then its offset, then its partition: larger is later."""
-    place = hash_of(raw.topic()) + raw.partition()
+    place = sum(raw.topic().encode()) * 31 + raw.partition()
     position: int = raw.timestamp()[1] << 22 | (raw.offset() & 0x3FFF) << 8 | place & 0xFF
     return position
-
-
-def hash_of(topic: str) -> int:
-    return sum(topic.encode()) * 31
