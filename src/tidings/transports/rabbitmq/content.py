@@ -22,15 +22,8 @@ from .channel import ChannelLost, Content, Headers, encoded
 PREFIX = "cloudEvents:"
 PREFIXES = (PREFIX, "cloudEvents_", "ce-")  # the AMQP binding allows two; the SDK's RabbitMQ binding writes the third
 LEVEL, MARK = "tdgdelay", "tdgmarked"  # headers between us: where a delayed message stops; a suspect that had started
-BROKERS = (
-    "x-first-death-",
-    "x-last-death-",
-    "x-stream-",
-    "x-delivery-",
-    "x-acquired-",
-    LEVEL,
-    MARK,
-)  # no user's header
+# no user's header begins so
+BROKERS = ("x-first-death-", "x-last-death-", "x-stream-", "x-delivery-", "x-acquired-", LEVEL, MARK)
 MEANT = {"CC", "BCC", "x-death"}  # headers that RabbitMQ routes by, or writes
 RESERVED = (GROUP, DEAD, REQUEST, REPLY, TICK, INTERNAL)
 LONGEST_TTL = 2**32 - 1  # milliseconds
